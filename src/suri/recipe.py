@@ -1,0 +1,218 @@
+"""Every setting, declared once: its name, default, meaning and check."""
+
+import difflib
+import math
+import tomllib
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from suri.errors import UsageError
+
+EMBEDDED = "embedded"
+BUNDLED = "bundled"
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+LINEARS = ATTENTION + MLP
+
+Quantize = Literal["none", "nf4"]
+Engine = Literal["suri", "reference"]
+Schedule = Literal["linear", "cosine", "constant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One fine-tuning run. Names are alpaca-lora's where it has one."""
+
+    base_model: str = EMBEDDED
+    """Folder of the model to fine-tune; `embedded` is the one that comes with the installation."""
+    data_path: str = BUNDLED
+    """JSON list or JSONL in Alpaca format; `bundled` (or bundled:ROWS) is the set written here."""
+    output_dir: str = "./lora-alpaca"
+    """Run folder: the adapter in PEFT's format, metrics, recipe."""
+    batch_size: int = 16
+    """Rows per optimizer step. Never changed behind your back."""
+    micro_batch_size: int = 0
+    """Most rows in one forward pass (0: as many as fit). Changes memory, never the result."""
+    num_epochs: float = 3.0
+    """Passes over the training rows."""
+    max_steps: int = 0
+    """Stop after this many optimizer steps (0: when the epochs are done)."""
+    learning_rate: float = 3e-4
+    """Peak learning rate of AdamW. Higher learns faster, and diverges sooner."""
+    lr_schedule: Schedule = "linear"
+    """How the learning rate falls after warm-up."""
+    warmup_ratio: float = 0.03
+    """Share of the steps over which the learning rate rises from 0."""
+    weight_decay: float = 0.0
+    """AdamW's pull of the adapter towards zero."""
+    max_grad_norm: float = 1.0
+    """Longer gradients are scaled down to this length (0: never)."""
+    cutoff_len: int = 512
+    """Most tokens of one row; longer rows are cut, and counted."""
+    val_set_size: float = 0.05
+    """Rows held out for evaluation: a number of rows, or below 1 a share. 0 holds out none."""
+    lora_r: int = 8
+    """Rank of the adapter. Higher learns more and costs more memory."""
+    lora_alpha: float = 16.0
+    """The adapter's product is scaled by lora_alpha / lora_r."""
+    lora_dropout: float = 0.0
+    """Share of the adapter's inputs dropped while training."""
+    lora_target_modules: tuple[str, ...] = LINEARS
+    """Linear layers that get an adapter."""
+    train_on_inputs: bool = False
+    """Learn the prompt's tokens too. Otherwise only the response is learned."""
+    add_eos_token: bool = True
+    """Kept for alpaca-lora's commands: the end-of-text token is always learned."""
+    group_by_length: bool = False
+    """Kept for alpaca-lora's commands: packed rows have no padding to save."""
+    prompt_template_name: str = "alpaca"
+    """The prompt that wraps instruction and input."""
+    quantize: Quantize = "none"
+    """How the frozen base is stored: none (as given) or nf4 (4 bits, QLoRA)."""
+    engine: Engine = "suri"
+    """suri, or reference: a plain transformers + peft loop over the same rows."""
+    device: str = "auto"
+    """cpu, cuda, or auto: a GPU where torch can use one."""
+    seed: int = 42
+    """Seed of the adapter, the held-out rows and their order."""
+    eval_steps: int = 0
+    """Optimizer steps between two evaluations on the held-out rows (0: four in a run)."""
+    save_steps: int = 0
+    """Optimizer steps between two saved states (0: at every evaluation)."""
+    token_budget: int = 1024
+    """Most tokens in one forward pass. Changes memory and speed, never the result."""
+    resume_from_checkpoint: str = ""
+    """Run folder, or checkpoint in it, to go on from."""
+    overwrite: bool = False
+    """Replace a finished run in output_dir."""
+
+    def __post_init__(self) -> None:
+        problems = list(_problems(self))
+        if problems:
+            raise UsageError("these settings cannot work", found="; ".join(problems))
+
+    @property
+    def scaling(self) -> float:
+        """The factor of the low-rank product, lora_alpha / lora_r."""
+        return self.lora_alpha / self.lora_r
+
+
+def _problems(recipe: Recipe) -> list[str]:
+    """Every setting that cannot work, each as one clause."""
+    at_least = {
+        "batch_size": 1, "micro_batch_size": 0, "max_steps": 0, "cutoff_len": 8, "val_set_size": 0,
+        "lora_r": 1, "eval_steps": 0, "save_steps": 0, "token_budget": 1, "weight_decay": 0,
+        "max_grad_norm": 0, "warmup_ratio": 0, "seed": 0,
+    }  # fmt: skip
+    problems = [
+        f"{name} = {getattr(recipe, name)} must be at least {least}"
+        for name, least in at_least.items()
+        if not getattr(recipe, name) >= least
+    ]
+    for name in ("num_epochs", "learning_rate", "lora_alpha"):
+        value = getattr(recipe, name)
+        if not (value > 0 and math.isfinite(value)):
+            problems.append(f"{name} = {value} must be above 0")
+    if not 0 <= recipe.lora_dropout < 1:
+        problems.append(f"lora_dropout = {recipe.lora_dropout} must be from 0 to below 1")
+    if not recipe.lora_target_modules:
+        problems.append("lora_target_modules names no layer")
+    for name in recipe.lora_target_modules:
+        if recipe.engine == "suri" and name not in LINEARS:
+            problems.append(f"lora_target_modules: {name} is not one of {', '.join(LINEARS)}")
+    return problems
+
+
+ALPACA_LORA = {
+    "batch_size": 128,
+    "micro_batch_size": 4,
+    "num_epochs": 3.0,
+    "learning_rate": 3e-4,
+    "cutoff_len": 256,
+    "val_set_size": 2000.0,
+    "lora_r": 8,
+    "lora_alpha": 16.0,
+    "lora_dropout": 0.05,
+    "lora_target_modules": ("q_proj", "v_proj"),
+    "train_on_inputs": True,
+    "add_eos_token": False,
+}
+"""The defaults of alpaca-lora's finetune.py, which the script of that name at the root keeps."""
+
+
+def recipe_from_toml(path: Path, start: Recipe | None = None) -> Recipe:
+    """Read settings from a TOML file, flat or under [recipe], over the values of `start`."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such recipe") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
+        raise UsageError(f"{path}: not a TOML file", found=str(problem)) from None
+    return with_settings(start or Recipe(), table.get("recipe", table), str(path))
+
+
+def with_settings(recipe: Recipe, settings: dict[str, Any], where: str) -> Recipe:
+    """Replace settings by name; an unknown name or a wrong type is refused with what was meant."""
+    known = {item.name: item for item in fields(Recipe)}
+    values = {}
+    for name, value in settings.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise UsageError(
+                f"{where}: there is no setting {name}",
+                do=f"did you mean {near[0]}?" if near else "see `suri train --help`",
+            )
+        default = getattr(Recipe(), name)
+        if isinstance(default, tuple) and isinstance(value, list):
+            value = tuple(value)
+        if isinstance(default, float) and type(value) is int:
+            value = float(value)
+        if type(default) is not type(value):
+            raise UsageError(f"{where}: {name} = {value!r} is not of the form {default!r}")
+        values[name] = value
+    return replace(recipe, **values)
+
+
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """The settings as plain values that TOML and JSON can hold."""
+    values = asdict(recipe)
+    values["lora_target_modules"] = list(recipe.lora_target_modules)
+    return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How answers are chosen and when they end."""
+
+    temperature: float = 0.1
+    """0 takes the likeliest token; higher varies more."""
+    top_p: float = 0.75
+    """Choose among the likeliest tokens that together have this probability."""
+    top_k: int = 40
+    """Choose among this many likeliest tokens (0: all)."""
+    num_beams: int = 1
+    """Answers followed at once; the best is kept."""
+    max_new_tokens: int = 128
+    """Most tokens in an answer."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that were already used become less likely."""
+    seed: int = 0
+    """The same seed gives the same answer."""
+
+    def __post_init__(self) -> None:
+        limits = {
+            "temperature": (0, 10), "top_p": (0, 1), "top_k": (0, 1_000_000), "num_beams": (1, 16),
+            "max_new_tokens": (1, 100_000), "repetition_penalty": (0.1, 10),
+        }  # fmt: skip
+        wrong = [
+            f"{name} = {getattr(self, name)} is not from {low} to {high}"
+            for name, (low, high) in limits.items()
+            if not low <= getattr(self, name) <= high
+        ]
+        if wrong:
+            raise UsageError("these settings cannot work", found="; ".join(wrong))
+
+
+GREEDY = Decoding(temperature=0, top_p=1.0, top_k=0)
