@@ -28,7 +28,7 @@ class UsageError(SuriError):
 
 
 class DataError(SuriError):
-    """Rows that cannot be trained on; the message names the file and the line or record (exit 3)."""
+    """Rows that cannot be trained on; the message names file and record (exit 3)."""
 
     exit_code = 3
 

@@ -1,0 +1,230 @@
+"""The adapter as tensors and as PEFT's folder format, checked before a byte of it is used."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from suri.errors import Corrupt, UsageError
+from suri.files import read_json, replacing, write_json
+from suri.model.config import ModelConfig
+from suri.model.decoder import Decoder
+from suri.model.linear import LowRank
+from suri.model.lora import initial_pair, low_rank
+
+CONFIG_FILE, WEIGHTS_FILE, BASE_FILE = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "base.json",
+)
+
+KEY = re.compile(
+    r"base_model\.model\.(model\.layers\.\d+\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj))"
+    r"\.lora_([AB])\.weight"
+)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Low-rank pairs by HF module name: A [r, in] and B [out, r], fp32."""
+
+    r: int
+    alpha: float
+    targets: tuple[str, ...]
+    tensors: Mapping[str, tuple[Tensor, Tensor]]
+    dropout: float = 0.0
+    rslora: bool = False
+    base: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def scaling(self) -> float:
+        """Alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (arXiv:2312.03732)."""
+        return self.alpha / (math.sqrt(self.r) if self.rslora else self.r)
+
+    def weight_delta(self, module: str, rows: slice = slice(None)) -> Tensor:
+        """Scaling * B A for these rows of a module's weight: fp32 [rows, in]."""
+        a, b = self.tensors[module]
+        return low_rank(a.float().t(), b[rows].float(), self.scaling).t()
+
+    def attach(self, decoder: Decoder, *, trainable: bool = False) -> None:
+        """Put the pairs into the decoder's linears; raises UsageError listing all misfits."""
+        self.check_fits(decoder.config)
+        device = decoder.embedding.device
+        for number, (name, fused, part) in enumerate(decoder.linears()):
+            if name in self.tensors:
+                a, b = (tensor.detach().clone().to(device) for tensor in self.tensors[name])
+                pair = LowRank(a, b, self.scaling, number)
+                fused.pairs[part] = pair.requires_grad_(trainable)
+
+    def check_fits(self, config: ModelConfig) -> None:
+        """Raise UsageError naming every pair whose module or shape the base does not have."""
+        shapes = config.linear_shapes()
+        wrong = []
+        for name, (a, b) in self.tensors.items():
+            number, _, module = name.removeprefix("model.layers.").partition(".")
+            out_features, in_features = shapes[module]
+            if int(number) >= config.num_layers:
+                wrong.append(f"{name}: the base has {config.num_layers} layers")
+            elif (b.shape[0], a.shape[1]) != (out_features, in_features):
+                wrong.append(f"{name}: {b.shape[0]}x{a.shape[1]} for {out_features}x{in_features}")
+        if wrong:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise UsageError(
+                "the adapter does not fit this base",
+                found="; ".join(wrong[:3]) + more,
+                do="give the base it was trained on"
+                + (f": {self.base['path']}" if self.base.get("path") else ""),
+            )
+
+
+def initial_adapter(
+    config: ModelConfig, *, r: int, alpha: float, targets: tuple[str, ...], seed: int,
+    dropout: float = 0.0, base: dict[str, Any] | None = None,
+) -> Adapter:  # fmt: skip
+    """A new adapter whose delta is zero; the same seed gives the same tensors everywhere."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        f"model.layers.{number}.{module}": initial_pair(shape, r, generator)
+        for number in range(config.num_layers)
+        for module, shape in config.linear_shapes().items()
+        if module.rpartition(".")[2] in targets
+    }
+    return Adapter(r, alpha, targets, tensors, dropout, base=base or {})
+
+
+def write_adapter(folder: Path, adapter: Adapter) -> None:
+    """Write PEFT's two files, and base.json with the identity of the base."""
+    from safetensors.torch import save_file
+
+    tensors = {}
+    for name, (a, b) in adapter.tensors.items():
+        for letter, tensor in (("A", a), ("B", b)):
+            key = f"base_model.model.{name}.lora_{letter}.weight"
+            tensors[key] = tensor.detach().to("cpu", torch.float32).contiguous()
+    with replacing(folder / WEIGHTS_FILE) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    write_json(folder / BASE_FILE, adapter.base)
+    write_json(
+        folder / CONFIG_FILE,
+        {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": adapter.base.get("path"),
+            "r": adapter.r,
+            "lora_alpha": adapter.alpha,
+            "lora_dropout": adapter.dropout,
+            "target_modules": list(adapter.targets),
+            "use_rslora": adapter.rslora,
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "modules_to_save": None,
+            "inference_mode": True,
+        },
+    )
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Read a PEFT adapter folder; only plain low-rank pairs with known names are accepted."""
+    config = _read_config(folder)
+    tensors = _read_tensors(folder / WEIGHTS_FILE)
+    ranks = {b.shape[1] for _, b in tensors.values()} | {a.shape[0] for a, _ in tensors.values()}
+    if ranks != {config["r"]}:
+        raise Corrupt(f"{folder}: the pairs' ranks are {sorted(ranks)}", found=f"r = {config['r']}")
+    return Adapter(
+        r=int(config["r"]),
+        alpha=float(config["lora_alpha"]),
+        targets=tuple(sorted({name.rpartition(".")[2] for name in tensors})),
+        tensors=tensors,
+        dropout=float(config.get("lora_dropout") or 0),
+        rslora=bool(config.get("use_rslora")),
+        base=base_of(folder),
+    )
+
+
+def base_of(folder: Path) -> dict[str, Any]:
+    """What the adapter says of its base: path, fingerprint and quantize where recorded."""
+    if (folder / BASE_FILE).is_file():
+        return dict(read_json(folder / BASE_FILE))
+    return {"path": read_json(folder / CONFIG_FILE).get("base_model_name_or_path") or ""}
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder says that it is an adapter."""
+    return (folder / CONFIG_FILE).is_file()
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not is_adapter(folder):
+        raise UsageError(
+            f"{folder} is not an adapter",
+            found=f"no {CONFIG_FILE} in it" if folder.is_dir() else "no such folder",
+            do="give the output_dir of a finished training",
+        )
+    config: dict[str, Any] = read_json(folder / CONFIG_FILE)
+    unsupported = [
+        name
+        for name in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern",
+                     "fan_in_fan_out", "layer_replication", "lora_bias")
+        if config.get(name)
+    ]  # fmt: skip
+    if config.get("bias", "none") != "none":
+        unsupported.append("bias")
+    if config.get("peft_type") != "LORA":
+        unsupported.append(f"peft_type {config.get('peft_type')}")
+    if unsupported:
+        raise UsageError(
+            f"{folder} is an adapter of a kind that is not read here",
+            found=", ".join(unsupported),
+            do="plain LoRA adapters are; merge others with the program that made them",
+        )
+    for name in ("r", "lora_alpha"):
+        if not isinstance(config.get(name), int | float) or config[name] <= 0:
+            raise Corrupt(f"{folder}/{CONFIG_FILE}: {name} is {config.get(name)!r}")
+    return config
+
+
+def _read_tensors(file: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """Pairs by module name; anything but whole, finite, matching pairs raises Corrupt."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not file.is_file():
+        raise UsageError(
+            f"{file.parent} has no {WEIGHTS_FILE}",
+            do="a pickled adapter_model.bin is not read: open it once with the peft that wrote it "
+            "and save it again",
+        )
+    try:
+        loaded = load_file(file)
+    except (SafetensorError, OSError) as problem:
+        raise Corrupt(f"{file} is not a whole safetensors file", found=str(problem)) from None
+    unknown = [key for key in loaded if not KEY.fullmatch(key)]
+    if unknown or not loaded:
+        raise Corrupt(
+            f"{file} holds something else than low-rank pairs",
+            found=", ".join(unknown[:4]) or "nothing",
+        )
+    halves: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in loaded.items():
+        match = KEY.fullmatch(key)
+        assert match is not None
+        halves.setdefault(match[1], {})[match[2]] = tensor.float()
+    return {name: _checked_pair(file, name, pair) for name, pair in halves.items()}
+
+
+def _checked_pair(file: Path, name: str, pair: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    problem = ""
+    if set(pair) != {"A", "B"}:
+        problem = f"only {', '.join(pair)} of A and B"
+    elif pair["A"].dim() != 2 or pair["B"].dim() != 2 or pair["A"].shape[0] != pair["B"].shape[1]:
+        problem = f"A {list(pair['A'].shape)} and B {list(pair['B'].shape)} do not multiply"
+    elif not all(bool(torch.isfinite(tensor).all()) for tensor in pair.values()):
+        problem = "numbers that are not finite"
+    if problem:
+        raise Corrupt(f"{file}: {name} cannot be used", found=problem)
+    return pair["A"], pair["B"]

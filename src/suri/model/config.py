@@ -1,0 +1,195 @@
+"""The shape of a Llama-family model, read from the configuration beside its weights."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from suri.errors import UsageError
+from suri.files import read_json
+
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What the decoder needs to know; `raw` is config.json as it was."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    norm_eps: float
+    rope_theta: float
+    rope_scaling: dict[str, Any] | None = None
+    max_positions: int
+    tied_head: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    sliding_window: int | None = None
+    dtype: str = "float32"
+    raw: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """The shape [out, in] of each linear of a layer, by its name inside the layer."""
+        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        hidden, inner = self.hidden_size, self.intermediate_size
+        return {
+            "self_attn.q_proj": (q, hidden),
+            "self_attn.k_proj": (kv, hidden),
+            "self_attn.v_proj": (kv, hidden),
+            "self_attn.o_proj": (hidden, q),
+            "mlp.gate_proj": (inner, hidden),
+            "mlp.up_proj": (inner, hidden),
+            "mlp.down_proj": (hidden, inner),
+        }
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Read config.json of an HF folder, or params.json of a Meta folder."""
+    if (folder / "config.json").is_file():
+        return config_from_hf(read_json(folder / "config.json"), str(folder))
+    if (folder / "params.json").is_file():
+        return _config_from_meta(read_json(folder / "params.json"), str(folder))
+    raise UsageError(
+        f"{folder} holds no model",
+        found="neither config.json nor params.json in it" if folder.is_dir() else "no such folder",
+        do="give the folder of a model, or `embedded` for the one that comes with Suri",
+    )
+
+
+def config_from_hf(raw: dict[str, Any], where: str = "config.json") -> ModelConfig:
+    """Translate config.json of transformers 4 or 5; `where` names it in errors."""
+    model_type = raw.get("model_type", "llama")
+    if model_type not in MODEL_TYPES:
+        raise UsageError(
+            f"{where}: models of type {model_type} are not of the Llama family",
+            do=f"one of {', '.join(MODEL_TYPES)} trains here; others with --engine reference",
+        )
+    try:
+        heads = int(raw["num_attention_heads"])
+        rope = rope_parameters(raw)
+        return ModelConfig(
+            model_type=model_type,
+            vocab_size=int(raw["vocab_size"]),
+            hidden_size=int(raw["hidden_size"]),
+            num_layers=int(raw["num_hidden_layers"]),
+            num_heads=heads,
+            num_kv_heads=int(raw.get("num_key_value_heads") or heads),
+            head_dim=int(raw.get("head_dim") or raw["hidden_size"] // heads),
+            intermediate_size=int(raw["intermediate_size"]),
+            norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+            rope_theta=float(rope.get("rope_theta", 10000.0)),
+            rope_scaling=None if rope.get("rope_type", "default") == "default" else rope,
+            max_positions=int(raw.get("max_position_embeddings", 2048)),
+            tied_head=bool(raw.get("tie_word_embeddings", False)),
+            qkv_bias=model_type == "qwen2" or bool(raw.get("attention_bias", False)),
+            o_bias=model_type != "qwen2" and bool(raw.get("attention_bias", False)),
+            mlp_bias=bool(raw.get("mlp_bias", False)),
+            qk_norm=model_type == "qwen3",
+            sliding_window=_sliding_window(raw, model_type),
+            dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
+            raw=raw,
+        )
+    except (KeyError, TypeError, ValueError) as problem:
+        raise UsageError(f"{where}: not a model's configuration", found=repr(problem)) from None
+
+
+def rope_parameters(raw: dict[str, Any]) -> dict[str, Any]:
+    """The rotary settings: `rope_parameters` (transformers 5), or theta and scaling apart (4)."""
+    settings = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+    settings.setdefault("rope_type", settings.pop("type", "default"))
+    settings.setdefault("rope_theta", raw.get("rope_theta", 10000.0))
+    if settings["rope_type"] not in ("default", "linear", "llama3"):
+        raise UsageError(
+            f"rotary scaling of type {settings['rope_type']} is not supported",
+            do="default, linear and llama3 are; --engine reference trains the others",
+        )
+    return settings
+
+
+def _sliding_window(raw: dict[str, Any], model_type: str) -> int | None:
+    """Mistral's window is always on; Qwen's only where use_sliding_window says so."""
+    window = raw.get("sliding_window")
+    if window is None or model_type == "llama":
+        return None
+    if model_type.startswith("qwen"):
+        if not raw.get("use_sliding_window", False):
+            return None
+        raise UsageError("Qwen with use_sliding_window mixes two kinds of layers: not supported")
+    return int(window)
+
+
+def _config_from_meta(params: dict[str, Any], where: str) -> ModelConfig:
+    """Translate Meta's params.json; the inner size follows the formula of Meta's FeedForward."""
+    try:
+        dim, heads = int(params["dim"]), int(params["n_heads"])
+        scaled = bool(params.get("use_scaled_rope", False))
+        llama3 = {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        }
+        llama3.update(params.get("rope_scaling") or {})
+        config = ModelConfig(
+            model_type="llama",
+            vocab_size=int(params["vocab_size"]),
+            hidden_size=dim,
+            num_layers=int(params["n_layers"]),
+            num_heads=heads,
+            num_kv_heads=int(params.get("n_kv_heads") or heads),
+            head_dim=dim // heads,
+            intermediate_size=meta_inner_size(
+                dim, int(params.get("multiple_of", 256)), params.get("ffn_dim_multiplier")
+            ),
+            norm_eps=float(params.get("norm_eps", 1e-5)),
+            rope_theta=float(params.get("rope_theta", 10000.0)),
+            rope_scaling=llama3 if scaled else None,
+            max_positions=int(params.get("max_seq_len", 2048)),
+        )
+    except (KeyError, TypeError, ValueError) as problem:
+        raise UsageError(f"{where}: params.json is incomplete", found=repr(problem)) from None
+    if config.vocab_size < 1:
+        raise UsageError(f"{where}: params.json leaves the vocabulary's size open (vocab_size -1)")
+    return config
+
+
+def meta_inner_size(dim: int, multiple_of: int, multiplier: float | None) -> int:
+    """Meta's rule: 2/3 of 4*dim, times `multiplier`, rounded up to a multiple of `multiple_of`."""
+    inner = int(2 * (4 * dim) / 3)
+    if multiplier is not None:
+        inner = int(multiplier * inner)
+    return multiple_of * ((inner + multiple_of - 1) // multiple_of)
+
+
+def hf_config_of(config: ModelConfig) -> dict[str, Any]:
+    """config.json for a model that had none (read from a Meta folder or a GGUF file)."""
+    raw: dict[str, Any] = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.intermediate_size,
+        "rms_norm_eps": config.norm_eps,
+        "max_position_embeddings": config.max_positions,
+        "tie_word_embeddings": config.tied_head,
+        "rope_theta": config.rope_theta,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "dtype": config.dtype,
+    }
+    rope = {"rope_type": "default", **(config.rope_scaling or {}), "rope_theta": config.rope_theta}
+    return raw | {"rope_parameters": json.loads(json.dumps(rope))}

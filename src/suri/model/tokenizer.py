@@ -1,0 +1,166 @@
+"""The tokenizer of a base: text to ids with character offsets, special tokens never from text."""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as Backend
+
+from suri.errors import Corrupt, UsageError
+from suri.files import read_json, sha256, write_json
+
+log = logging.getLogger(__name__)
+
+Offsets = list[tuple[int, int]]
+CONFIG_FILE, FILE, SENTENCEPIECE = "tokenizer_config.json", "tokenizer.json", "tokenizer.model"
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Text to ids and back. `bos_id` is None where the base's own tokenizer adds no BOS."""
+
+    backend: Backend
+    eos_id: int
+    bos_id: int | None
+    pad_id: int
+    vocab_size: int
+    config: dict[str, Any] = field(repr=False)
+    source: Path = field(repr=False)
+
+    def encode(self, text: str) -> tuple[list[int], Offsets]:
+        """Ids and [start, end) characters of each; text like `</s>` stays text."""
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    def encode_many(self, texts: Sequence[str]) -> list[tuple[list[int], Offsets]]:
+        """As `encode`, for many texts at once and on all cores."""
+        encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        return [(encoding.ids, encoding.offsets) for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens left out."""
+        return str(self.backend.decode([int(i) for i in ids], skip_special_tokens=True))
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json, tokenizer_config.json, and tokenizer.model where there is one."""
+        self.backend.encode_special_tokens = False
+        self.backend.save(str(folder / FILE))
+        self.backend.encode_special_tokens = True
+        write_json(folder / CONFIG_FILE, self.config)
+        if (self.source / SENTENCEPIECE).is_file() and self.source != folder:
+            shutil.copyfile(self.source / SENTENCEPIECE, folder / SENTENCEPIECE)
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """Read tokenizer.json, or convert tokenizer.model; impossible special tokens are mended."""
+    config = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
+    config.pop("auto_map", None)
+    if (folder / FILE).is_file():
+        try:
+            backend = Backend.from_file(str(folder / FILE))
+        except Exception as problem:  # the library raises plain Exception
+            raise Corrupt(f"{folder / FILE} is not a tokenizer", found=str(problem)[:200]) from None
+    elif (folder / SENTENCEPIECE).is_file():
+        backend = _from_sentencepiece(folder / SENTENCEPIECE)
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        config.setdefault("add_bos_token", True)
+    else:
+        raise UsageError(
+            f"{folder} has no tokenizer",
+            found=f"neither {FILE} nor {SENTENCEPIECE}",
+            do="copy the tokenizer files of the base into it",
+        )
+    model = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    names = _special_names(backend, config, model)
+    config |= names
+    ids = {name: int(backend.token_to_id(token) or 0) for name, token in names.items()}
+    adds_bos = config.get("add_bos_token", _adds_bos(backend, ids.get("bos_token")))
+    backend.encode_special_tokens = True
+    backend.no_truncation()
+    backend.no_padding()
+    return Tokenizer(
+        backend=backend,
+        eos_id=ids["eos_token"],
+        bos_id=ids.get("bos_token") if adds_bos else None,
+        pad_id=ids["pad_token"],
+        vocab_size=backend.get_vocab_size(),
+        config=config,
+        source=folder,
+    )
+
+
+def fingerprint(folder: Path) -> str:
+    """The sha256 of the folder's tokenizer file."""
+    return sha256(folder / FILE if (folder / FILE).is_file() else folder / SENTENCEPIECE)
+
+
+def _adds_bos(backend: Backend, bos_id: int | None) -> bool:
+    return bos_id is not None and backend.encode("a").ids[:1] == [bos_id]
+
+
+LIKELY = {
+    "bos_token": ("<s>", "<|begin_of_text|>", "<|im_start|>", "<|endoftext|>"),
+    "eos_token": ("</s>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>"),
+}
+
+
+def _special_names(
+    backend: Backend, config: dict[str, Any], model: dict[str, Any]
+) -> dict[str, str]:
+    """The tokens that begin, end and pad text; empty or impossible ones are mended, with a message.
+
+    Folders of 2023 say "" in tokenizer_config.json and -1 or 0 (the unknown token) in config.json.
+    """
+    names = {}
+    for name, likely in LIKELY.items():
+        given = _name_of(config.get(name))
+        by_id = model.get(name.replace("_token", "_token_id"))
+        by_id = by_id[0] if isinstance(by_id, list) and by_id else by_id
+        usable = [given] if given and backend.token_to_id(given) is not None else []
+        if given is None and isinstance(by_id, int) and by_id > 0:
+            usable += [token] if (token := backend.id_to_token(by_id)) else []
+        found = usable + [token for token in likely if backend.token_to_id(token) is not None]
+        if found:
+            names[name] = found[0]
+        if found and not usable and (name == "eos_token" or name in config):
+            log.warning("tokenizer: %s was %r, mended to %r", name, config.get(name), found[0])
+    if "eos_token" not in names:
+        raise UsageError("the tokenizer names no token that ends a text (eos_token)")
+    pad = _name_of(config.get("pad_token"))
+    names["pad_token"] = pad if pad and backend.token_to_id(pad) is not None else names["eos_token"]
+    return names
+
+
+def _name_of(token: Any) -> str | None:
+    """A special token's text, written plainly or as a table with `content`."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _from_sentencepiece(file: Path) -> Backend:
+    """Convert through transformers, which is shown a class name that it knows."""
+    try:
+        import google.protobuf  # noqa: F401 (transformers needs both for the conversion)
+        import sentencepiece  # noqa: F401
+        from transformers import AutoTokenizer
+    except ImportError as problem:
+        raise UsageError(
+            f"{file} is a sentencepiece tokenizer, and {problem.name} is missing to read it",
+            do="pip install sentencepiece protobuf transformers",
+        ) from None
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copyfile(file, folder / SENTENCEPIECE)
+        names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        write_json(folder / CONFIG_FILE, {"tokenizer_class": "LlamaTokenizer", **names})
+        write_json(folder / "config.json", {"model_type": "llama"})
+        try:
+            converted = AutoTokenizer.from_pretrained(folder)
+        except Exception as problem:  # whatever the conversion stumbles over
+            raise Corrupt(
+                f"{file} is not a sentencepiece model", found=str(problem)[:200]
+            ) from None
+        return Backend.from_str(converted.backend_tokenizer.to_str())
