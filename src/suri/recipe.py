@@ -53,6 +53,8 @@ class Recipe:
     """Most tokens of one row; longer rows are cut, and counted."""
     val_set_size: float = 0.05
     """Rows held out for evaluation: a number of rows, or below 1 a share. 0 holds out none."""
+    val_set_path: str = ""
+    """File of rows to hold out instead, in the format of data_path."""
     lora_r: int = 8
     """Rank of the adapter. Higher learns more and costs more memory."""
     lora_alpha: float = 16.0
@@ -83,8 +85,10 @@ class Recipe:
     """Optimizer steps between two saved states (0: at every evaluation)."""
     token_budget: int = 1024
     """Most tokens in one forward pass. Changes memory and speed, never the result."""
+    resume: bool = False
+    """Go on with the unfinished run in output_dir, with its own settings."""
     resume_from_checkpoint: str = ""
-    """Run folder, or checkpoint in it, to go on from."""
+    """The same, naming the run folder or a checkpoint in it."""
     overwrite: bool = False
     """Replace a finished run in output_dir."""
 

@@ -1,5 +1,6 @@
 """Opening the weights of a base, whatever its format, and building the decoder from them."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -52,6 +53,39 @@ def find_base(name: str) -> Path:
             do="give a folder with config.json and weights, or `embedded`",
         )
     return folder
+
+
+def base_identity(folder: Path, quantize: str) -> dict[str, Any]:
+    """What an adapter records of its base: where it was, what it is, how it was stored.
+
+    The fingerprint is the sha256 of every tensor's name and shape, and of the bytes of the last
+    norm and of eight rows of the first q_proj; it is the same in every file format.
+    """
+    weights = open_weights(folder)
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(f"{name} {list(weights[name].shape)}\n".encode())
+    for name, rows in (("model.norm.weight", None), ("model.layers.0.self_attn.q_proj.weight", 8)):
+        if name in weights:
+            sample = weights[name][:rows].contiguous()
+            digest.update(sample.view(torch.uint8).numpy().tobytes())
+    path = str(folder.resolve())
+    return {"path": path, "fingerprint": digest.hexdigest(), "quantize": quantize}
+
+
+def choose_device(asked: str) -> str:
+    """`cpu`, or `cuda` where torch can use a GPU; one that it cannot use is an error."""
+    if asked == "cpu":
+        return "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    if asked == "cuda" or Path("/proc/driver/nvidia/version").is_file():
+        raise UsageError(
+            "torch cannot use a GPU here",
+            found=f"torch {torch.__version__}",
+            do="install a CUDA build of torch that fits the driver, or ask for --device cpu",
+        )
+    return "cpu"
 
 
 def open_weights(folder: Path) -> Weights:

@@ -1,0 +1,109 @@
+"""The command line's edge: finds the verb, tidies its flags, turns errors into exit codes."""
+
+import importlib
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+
+from suri.errors import SuriError
+
+VERBS = {
+    "demo": ("demo:run", "the whole path on what comes with the installation, ending in a report"),
+    "train": ("train:run", "fine-tune a model with LoRA or QLoRA"),
+    "chat": ("chat:run_page", "open a page in the browser and talk to a model"),
+    "generate": ("chat:run_generate", "answer a file of instructions"),
+    "merge": ("merge:run_merge", "fold an adapter into HF or Meta weights, with a certificate"),
+    "verify": ("merge:run_verify", "check a merge's certificate again"),
+    "compare": ("study:run_compare", "base, adapter and both merges side by side"),
+    "study": ("study:run_study", "LoRA and QLoRA over sizes of data"),
+    "report": ("study:run_report", "write a comparison's or a study's report again"),
+    "data": ("data:run", "make the bundled data set"),
+}
+HIDDEN = {"finetune": "train:run_finetune", "serve": "chat:run_page"}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run `suri VERB ...`; exits with the codes that `suri.errors` gives."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(overview())
+        return
+    if argv[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"suri {version('suri')}")
+        return
+    logging.basicConfig(format="note: %(message)s", level=logging.WARNING)
+    try:
+        find_verb(argv[0])(tidy(argv[1:]))
+    except SuriError as problem:
+        complain("\n".join(problem.lines()))
+        sys.exit(problem.exit_code)
+    except KeyboardInterrupt:
+        complain("stopped; nothing that was complete is lost")
+        sys.exit(130)
+    except OSError as problem:
+        if problem.filename is None:
+            raise
+        complain(f"{problem.filename}: {problem.strerror}")
+        sys.exit(2)
+
+
+def overview() -> str:
+    """What `suri --help` prints."""
+    verbs = "\n".join(f"  {verb:<9} {text}" for verb, (_, text) in VERBS.items())
+    return (
+        "suri: fine-tune Llama-family models, chat with them, merge them with proof, compare.\n\n"
+        f"{verbs}\n\n`suri VERB --help` tells a verb's flags."
+    )
+
+
+def find_verb(verb: str) -> Callable[[list[str]], None]:
+    """The function of a verb; only its module is imported."""
+    place = VERBS[verb][0] if verb in VERBS else HIDDEN.get(verb)
+    if place is None:
+        import difflib
+
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        complain(f"there is no verb {verb}" + (f"; did you mean {near[0]}?" if near else ""))
+        print(overview(), file=sys.stderr)
+        sys.exit(2)
+    module, _, name = place.partition(":")
+    function: Callable[[list[str]], None] = getattr(
+        importlib.import_module(f"suri.cli.{module}"), name
+    )
+    return function
+
+
+def tidy(argv: list[str]) -> list[str]:
+    """Flags as every program of this family writes them, in the one form that the parser takes.
+
+    `--flag-name` and `--flag=x` become `--flag_name x`; a bare `--flag` becomes `--flag True`;
+    `'[q_proj,v_proj]'` becomes two values.
+    """
+    words: list[str] = []
+    for word in argv:
+        if re.match(r"--[A-Za-z]", word):
+            flag, equals, value = word.partition("=")
+            words.append(flag.replace("-", "_").replace("__", "--", 1))
+            words += [value] if equals else []
+        elif re.fullmatch(r"\[.*\]", word):
+            words += [part.strip(" '\"") for part in word[1:-1].split(",") if part.strip(" '\"")]
+        else:
+            words.append(word)
+    tidied = []
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        tidied.append(word)
+        if word.startswith("--") and following.startswith("--") and word != "--help":
+            tidied.append("True")
+    return tidied
+
+
+def complain(text: str) -> None:
+    """Print an error for a person, in red where the terminal has colours."""
+    colours = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    start, end = ("\033[31m", "\033[0m") if colours else ("", "")
+    first, _, rest = text.partition("\n")
+    print(f"{start}error: {first}{end}" + (f"\n{rest}" if rest else ""), file=sys.stderr)

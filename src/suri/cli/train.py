@@ -1,0 +1,154 @@
+"""`suri train`, and alpaca-lora's finetune.py: settings in, progress out."""
+
+import sys
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from suri.files import readable_bytes
+from suri.recipe import ALPACA_LORA, Recipe, recipe_from_toml, with_settings
+
+NOT_USED = ("--wandb_project", "--wandb_run_name", "--wandb_watch", "--wandb_log_model")
+
+
+def run(argv: list[str]) -> None:
+    """Parse `suri train`; `--recipe FILE` gives the values that flags then override."""
+    start = Recipe()
+    if "--recipe" in argv:
+        place = argv.index("--recipe")
+        start = recipe_from_toml(Path(argv[place + 1]))
+        argv = argv[:place] + argv[place + 2 :]
+    _train(parse(argv, start, "suri train"))
+
+
+def run_finetune(argv: list[str]) -> None:
+    """Parse alpaca-lora's command, with its defaults."""
+    start = with_settings(Recipe(), ALPACA_LORA, "alpaca-lora's defaults")
+    kept: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word.startswith(NOT_USED):
+            next(words, None)
+            print(f"note: {word} is not used; metrics.jsonl holds the figures")
+        else:
+            kept.append(word)
+    _train(parse(kept, start, "finetune.py"))
+
+
+def parse(argv: list[str], start: Recipe, program: str) -> Recipe:
+    """Flags over the values of `start`."""
+    return tyro.cli(
+        Recipe,
+        args=argv,
+        default=start,
+        prog=program,
+        description="Fine-tune a model; every setting has a default.",
+        config=(tyro.conf.FlagConversionOff,),
+        use_underscores=True,
+    )
+
+
+def _train(recipe: Recipe) -> None:
+    from suri.infer.generate import greedy_answers
+    from suri.train.run import train
+
+    screen = Screen()
+    with screen.progress:
+        result = train(recipe, screen.listen, greedy_answers)
+    screen.finish(recipe.output_dir.strip(), result)
+
+
+class Screen:
+    """What a person sees while a model trains: a bar on a terminal, lines in a file."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.live = self.console.is_terminal
+        self.progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+            disable=not self.live,
+        )
+        self.steps, self.task = 1, None
+        self.losses: deque[float] = deque(maxlen=10)
+        self.held_out = ""
+
+    def listen(self, event: str, numbers: dict[str, Any]) -> None:
+        """Show one event of the loop."""
+        getattr(self, f"_{event}")(numbers)
+
+    def _note(self, numbers: dict[str, Any]) -> None:
+        self.console.print(escape(numbers["text"]))
+
+    def _start(self, numbers: dict[str, Any]) -> None:
+        self.steps = numbers["steps"]
+        self.task = self.progress.add_task(
+            "", total=self.steps, completed=numbers["step"], figures="first figures follow"
+        )
+
+    def _batch(self, numbers: dict[str, Any]) -> None:
+        done = numbers["step"] - 1 + numbers["part"] / numbers["parts"]
+        self._update(completed=done)
+
+    def _step(self, numbers: dict[str, Any]) -> None:
+        self.losses.append(numbers["train/loss"])
+        figures = (
+            f"loss {numbers['train/loss']:.3f} (mean {sum(self.losses) / len(self.losses):.3f})"
+            f"{self.held_out}  lr {numbers['train/learning_rate']:.1e}"
+            f"  grad {numbers['train/grad_norm']:.2f}"
+            f"  {numbers['train/tokens_per_second']:.0f} tok/s"
+            f"  {readable_bytes(numbers['memory/peak_bytes'])}"
+        )
+        self._update(completed=numbers["step"], figures=figures)
+        if not self.live and numbers["step"] % max(1, self.steps // 20) == 0:
+            left = numbers["seconds"] / numbers["step"] * (self.steps - numbers["step"])
+            line = f"step {numbers['step']}/{self.steps}  {figures}  {left:.0f} s left"
+            print(line, flush=True)
+
+    def _evaluation(self, numbers: dict[str, Any]) -> None:
+        self.held_out = f"  held-out {numbers['eval/loss']:.3f}"
+        where = f"after step {numbers['step']}" if numbers["step"] else "before training"
+        self.console.print(
+            f"[bold]{where}[/]: held-out loss {numbers['eval/loss']:.4f}, "
+            f"perplexity {numbers['eval/perplexity']:.2f}"
+        )
+        for sample in numbers["eval/samples"]:
+            asked = " / ".join(part for part in (sample["instruction"], sample["input"]) if part)
+            self.console.print(f"  [dim]{_short(asked, 72)}[/]")
+            self.console.print(
+                f"    [cyan]{_short(sample['answer'], 60)}[/]"
+                f"   [dim]expected: {_short(sample['expected'], 40)}[/]"
+            )
+
+    def _update(self, **values: Any) -> None:
+        if self.task is not None:
+            self.progress.update(self.task, **values)
+
+    def finish(self, folder: str, result: dict[str, Any]) -> None:
+        """Say what came out and what to do with it."""
+        loss = ""
+        if result["held_out_loss"] is not None:
+            loss = f"  held-out loss {result['base_loss']:.4f} -> {result['held_out_loss']:.4f}"
+        self.console.print(
+            f"[bold green]done[/] in {result['total_seconds']:.0f} s: {result['steps']} steps, "
+            f"{result['tokens_per_second']:.0f} tok/s, "
+            f"peak memory {readable_bytes(result['peak_memory_bytes'])}\n{loss}\n"
+            f"  adapter: {escape(folder)}  ({result['weights']})\n"
+            f"  chat:    suri chat {escape(folder)}\n"
+            f"  merge:   suri merge {escape(folder)} --to hf --output_dir {escape(folder)}-hf"
+        )
+
+
+def _short(text: str, width: int) -> str:
+    """One line of at most `width` characters, safe to print."""
+    line = " ".join(text.split())
+    return escape(line if len(line) <= width else line[: width - 1] + "…")

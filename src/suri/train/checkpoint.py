@@ -1,0 +1,100 @@
+"""Saved states of a run: adapter, optimizer and step, complete or not there at all."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from suri.errors import Corrupt, SuriError, UsageError
+from suri.files import check_manifest, publishing, read_json, write_json, write_manifest
+from suri.model.adapter import Adapter, read_adapter, write_adapter
+
+KEPT = 2
+"""Complete checkpoints that stay; the older ones are removed after a newer one is complete."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: optimizer steps done, seconds trained, best evaluation so far."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best_loss: float | None = None
+    best_step: int = 0
+    base_loss: float | None = None
+    evaluated_step: int = -1
+    tokens: int = 0
+    learned_tokens: int = 0
+
+
+def save_checkpoint(
+    run: Path, progress: Progress, adapter: Adapter, optimizer: torch.optim.Optimizer
+) -> Path:
+    """Write checkpoints/step-N in one atomic step, then remove all but the newest two."""
+    from safetensors.torch import save_file
+
+    folder = run / "checkpoints" / f"step-{progress.step:06d}"
+    if folder.exists():
+        return folder
+    with publishing(folder) as temporary:
+        write_adapter(temporary, adapter)
+        moments, steps = {}, 0.0
+        for number, state in optimizer.state_dict()["state"].items():
+            moments[f"{number}.exp_avg"] = state["exp_avg"].cpu().contiguous()
+            moments[f"{number}.exp_avg_sq"] = state["exp_avg_sq"].cpu().contiguous()
+            steps = float(state["step"])
+        save_file(moments, temporary / "optimizer.safetensors")
+        write_json(temporary / "state.json", {"progress": vars(progress), "adam_steps": steps})
+        write_manifest(temporary)
+    for old in _folders(run)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def load_checkpoint(
+    folder: Path, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer
+) -> tuple[Progress, Adapter]:
+    """Check a checkpoint against its manifest and restore the optimizer from it."""
+    from safetensors.torch import load_file
+
+    check_manifest(folder)
+    state: dict[str, Any] = read_json(folder / "state.json")
+    moments = load_file(folder / "optimizer.safetensors")
+    if len(moments) != 2 * len(parameters) and state["adam_steps"]:
+        raise Corrupt(f"{folder}: the optimizer's state is of another adapter")
+    restored = optimizer.state_dict()
+    if state["adam_steps"]:
+        restored["state"] = {
+            number: {
+                "step": torch.tensor(state["adam_steps"]),
+                "exp_avg": moments[f"{number}.exp_avg"],
+                "exp_avg_sq": moments[f"{number}.exp_avg_sq"],
+            }
+            for number in range(len(parameters))
+        }
+        optimizer.load_state_dict(restored)
+    return Progress(**state["progress"]), read_adapter(folder)
+
+
+def find_checkpoint(place: Path) -> tuple[Path, list[str]]:
+    """The newest whole checkpoint of a run folder, or the one named; and what was passed over."""
+    candidates = [place] if (place / "state.json").is_file() else list(reversed(_folders(place)))
+    passed_over: list[str] = []
+    for folder in candidates:
+        try:
+            check_manifest(folder)
+            return folder, passed_over
+        except SuriError as problem:
+            passed_over.append(f"{folder.name} passed over: {problem.found or problem.what}")
+    raise UsageError(
+        f"{place} holds no whole checkpoint to go on from",
+        found="; ".join(passed_over),
+        do="start anew with --overwrite",
+    )
+
+
+def _folders(run: Path) -> list[Path]:
+    return sorted((run / "checkpoints").glob("step-[0-9]*"))

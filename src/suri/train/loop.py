@@ -1,0 +1,248 @@
+"""The training loop: one step after the other, evaluated, saved and recorded as it goes."""
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from suri.data.batch import Batch, epoch_order, micro_batches
+from suri.data.encode import Example
+from suri.errors import Diverged, Preempted
+from suri.files import append_json_line
+from suri.model.adapter import write_adapter
+from suri.recipe import Recipe
+from suri.train.checkpoint import Progress, find_checkpoint, load_checkpoint, save_checkpoint
+from suri.train.engine import Engine
+from suri.train.optimizer import clip_gradients, learning_rate, make_optimizer
+from suri.train.run_folder import METRICS, peak_memory_bytes
+
+Listener = Callable[[str, dict[str, Any]], None]
+"""Told what happens: `note`, `start`, `batch`, `step`, `evaluation`, with the numbers of each."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which examples each step learns: a function of the recipe and the number of examples."""
+
+    recipe: Recipe
+    count: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in a whole epoch; the last one may be smaller, no example is dropped."""
+        return math.ceil(self.count / self.recipe.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """All steps of the run."""
+        steps = math.ceil(self.recipe.num_epochs * self.steps_per_epoch)
+        return min(steps, self.recipe.max_steps) if self.recipe.max_steps else steps
+
+    @property
+    def eval_steps(self) -> int:
+        """Steps between evaluations."""
+        return self.recipe.eval_steps or max(1, math.ceil(self.steps / 4))
+
+    @property
+    def save_steps(self) -> int:
+        """Steps between saved states."""
+        return self.recipe.save_steps or self.eval_steps
+
+    def examples(self, step: int) -> list[int]:
+        """Indices of the examples of step 1, 2, ..."""
+        epoch, place = divmod(step - 1, self.steps_per_epoch)
+        order = epoch_order(self.recipe.seed, epoch, self.count)
+        size = self.recipe.batch_size
+        return [int(i) for i in order[place * size : (place + 1) * size]]
+
+
+@dataclass
+class Run:
+    """One training in progress."""
+
+    recipe: Recipe
+    device: str
+    folder: Path
+    engine: Engine
+    train: list[Example]
+    held_out: list[Example]
+    sample: Callable[[], list[dict[str, str]]]
+    listen: Listener
+
+    def __post_init__(self) -> None:
+        self.plan = Plan(self.recipe, len(self.train))
+        self.optimizer = make_optimizer(self.recipe, self.engine.parameters)
+        self.progress = Progress()
+        self.began = time.perf_counter()
+
+    def train_all(self) -> Progress:
+        """Run every step that is left; returns where the run stands at its end."""
+        self._restore()
+        self.listen("start", {"steps": self.plan.steps, "step": self.progress.step})
+        with _stop_requests() as stop:
+            self.began = time.perf_counter() - self.progress.seconds
+            self._evaluate_if_due(stop)
+            for step in range(self.progress.step + 1, self.plan.steps + 1):
+                metrics = self._step(step, stop)
+                append_json_line(self.folder / METRICS, metrics)
+                self.listen("step", metrics)
+                self._evaluate_if_due(stop)
+                if step % self.plan.save_steps == 0 or step == self.plan.steps:
+                    self._save()
+        return self.progress
+
+    def _step(self, step: int, stop: threading.Event) -> dict[str, Any]:
+        """One optimizer step over `batch_size` rows, however many micro-batches that takes."""
+        started = time.perf_counter()
+        batches = self._batches([self.train[i] for i in self.plan.examples(step)])
+        learned = sum(batch.learned_tokens for batch in batches)  # weigh tokens, not batches
+        loss = 0.0
+        for number, batch in enumerate(batches, start=1):
+            self._stop_if_asked(stop)
+            part = self.engine.loss(batch, step) / learned
+            part.backward()
+            loss += float(part.detach())
+            self.listen("batch", {"step": step, "part": number, "parts": len(batches)})
+        norm = clip_gradients(self.engine.parameters, self.recipe.max_grad_norm)
+        self._stop_unless_finite(step, loss, norm)
+        rate = learning_rate(self.recipe, step, self.plan.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        tokens = sum(len(batch.ids) for batch in batches)
+        now = time.perf_counter()
+        self.progress = replace(
+            self.progress,
+            step=step,
+            seconds=now - self.began,
+            tokens=self.progress.tokens + tokens,
+            learned_tokens=self.progress.learned_tokens + learned,
+        )
+        return {
+            "step": step,
+            "seconds": round(now - self.began, 3),
+            "train/loss": loss,
+            "train/learning_rate": rate,
+            "train/grad_norm": norm,
+            "train/learned_tokens": learned,
+            "train/tokens_per_second": tokens / (now - started),
+            "memory/peak_bytes": peak_memory_bytes(self.device),
+        }
+
+    def _batches(self, examples: list[Example]) -> list[Batch]:
+        return micro_batches(
+            examples,
+            max_rows=self.recipe.micro_batch_size,
+            token_budget=self.recipe.token_budget,
+        )
+
+    def _evaluate_if_due(self, stop: threading.Event) -> None:
+        """Evaluate before the first step, every eval_steps and after the last, each once."""
+        step = self.progress.step
+        due = step % self.plan.eval_steps == 0 or step == self.plan.steps
+        if due and self.held_out and self.progress.evaluated_step != step:
+            self._evaluate(stop)
+
+    def _evaluate(self, stop: threading.Event) -> None:
+        """Held-out loss and a few answers to look at; the best trained adapter is kept."""
+        total, learned = 0.0, 0
+        for batch in self._batches(self.held_out):
+            self._stop_if_asked(stop)
+            with torch.no_grad():
+                total += float(self.engine.loss(batch, None))
+            learned += batch.learned_tokens
+        loss = total / learned
+        step = self.progress.step
+        self.progress = replace(self.progress, evaluated_step=step)
+        if step == 0:
+            self.progress = replace(self.progress, base_loss=loss)
+        elif self.progress.best_loss is None or loss < self.progress.best_loss:
+            self.progress = replace(self.progress, best_loss=loss, best_step=step)
+            (self.folder / "best").mkdir(exist_ok=True)
+            write_adapter(self.folder / "best", self.engine.adapter())
+        metrics = {
+            "step": step,
+            "seconds": round(time.perf_counter() - self.began, 3),
+            "eval/loss": loss,
+            "eval/perplexity": math.exp(min(loss, 700.0)),
+            "eval/samples": self.sample(),
+        }
+        append_json_line(self.folder / METRICS, metrics)
+        self.listen("evaluation", metrics)
+
+    def _save(self) -> Path:
+        self.progress = replace(self.progress, seconds=time.perf_counter() - self.began)
+        return save_checkpoint(self.folder, self.progress, self.engine.adapter(), self.optimizer)
+
+    def _restore(self) -> None:
+        """Go on from the newest whole checkpoint where that was asked for."""
+        if not (self.recipe.resume or self.recipe.resume_from_checkpoint):
+            return
+        place = Path(self.recipe.resume_from_checkpoint.strip() or self.folder)
+        checkpoint, passed_over = find_checkpoint(place)
+        for text in passed_over:
+            self.listen("note", {"text": text})
+        self.progress, adapter = load_checkpoint(checkpoint, self.engine.parameters, self.optimizer)
+        self.engine.load(adapter)
+        _forget_after(self.folder / METRICS, self.progress.step)
+        self.listen("note", {"text": f"going on after step {self.progress.step}"})
+
+    def _stop_if_asked(self, stop: threading.Event) -> None:
+        """Save the state after the last whole step and end the run, if somebody asked for it."""
+        if not stop.is_set():
+            return
+        self._save()
+        raise Preempted(
+            f"stopped after step {self.progress.step} of {self.plan.steps}; the state is saved",
+            do=f"suri train --resume --output_dir {self.folder}",
+        )
+
+    def _stop_unless_finite(self, step: int, loss: float, norm: float) -> None:
+        """Raise Diverged before the weights are touched."""
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        self._save()
+        raise Diverged(
+            f"the loss stopped being a number in step {step}; the adapter is as after step "
+            f"{self.progress.step}",
+            found=f"loss {loss}, gradient norm {norm}",
+            do="lower --learning_rate, and look at these rows of the data: "
+            + ", ".join(str(self.train[i].row) for i in self.plan.examples(step)),
+        )
+
+
+@contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """Ctrl-C or SIGTERM sets the event once; a second Ctrl-C stops at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def request(number: int, frame: Any) -> None:  # noqa: ARG001 (the signal module's form)
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _forget_after(metrics: Path, step: int) -> None:
+    """Drop lines of steps that will be done again, so that each step stands there once."""
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    metrics.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

@@ -1,0 +1,80 @@
+"""The loss: summed cross-entropy of learned tokens, one function for training and evaluation."""
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from suri.data.batch import Batch
+from suri.model.attention import PackedAttention
+from suri.model.decoder import Decoder
+from suri.model.linear import Dropout
+
+CHUNK_BYTES = 64_000_000
+"""Most memory that the scores of one chunk of tokens may take."""
+
+
+def summed_loss(
+    decoder: Decoder, batch: Batch, dropout: Dropout | None = None
+) -> tuple[Tensor, int]:
+    """Cross-entropy (natural log) summed over the batch's learned tokens, and their number.
+
+    Only the rows of learned tokens reach the last norm and the head.
+    """
+    learned, targets = learned_rows(batch, decoder.embedding.device)
+    hidden = hidden_states(decoder, batch, dropout)
+    loss = head_loss(decoder.norm(hidden[learned]), decoder.head, targets)
+    return loss, batch.learned_tokens
+
+
+def hidden_states(decoder: Decoder, batch: Batch, dropout: Dropout | None = None) -> Tensor:
+    """Hidden states [T, hidden] of a packed batch, each document by itself."""
+    device = decoder.embedding.device
+    attend = PackedAttention(batch.lengths, decoder.config.sliding_window)
+    ids, positions = (torch.from_numpy(x).to(device) for x in (batch.ids, batch.positions))
+    return cast(Tensor, decoder(ids, positions, attend, dropout))
+
+
+def learned_rows(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Indices int64 [N] of the tokens whose successor is learned, and those successors' ids."""
+    learned = (batch.targets >= 0).nonzero()[0]
+    places, targets = torch.from_numpy(learned), torch.from_numpy(batch.targets[learned])
+    return places.to(device), targets.to(device)
+
+
+def head_loss(normed: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    """Summed cross-entropy of the scores normed [N, hidden] @ head^T [hidden, vocab]; fp32."""
+    return cast(Tensor, _HeadLoss.apply(normed, head, targets))  # type: ignore[no-untyped-call]
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Scores in chunks, never all at once; the gradient is made in the forward pass.
+
+    d loss / d scores = softmax(scores) - onehot(target), so nothing but [N, hidden] is kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, normed: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+        chunk = max(1, CHUNK_BYTES // (4 * head.shape[0]))
+        wide = torch.float64 if normed.dtype == torch.float64 else torch.float32
+        total = torch.zeros((), dtype=wide, device=normed.device)
+        gradient = torch.empty_like(normed) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(targets), chunk):
+            part = slice(start, start + chunk)
+            scores = F.linear(normed[part], head).to(wide)
+            wanted = targets[part].unsqueeze(1)
+            log_total = scores.logsumexp(dim=1, keepdim=True)
+            total += (log_total - scores.gather(1, wanted)).sum()
+            if gradient is not None:
+                slope = scores.sub_(log_total).exp_()
+                slope.scatter_add_(1, wanted, slope.new_full(wanted.shape, -1.0))
+                gradient[part] = slope.to(head.dtype) @ head
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * gradients[0].to(gradient.dtype), None, None

@@ -1,0 +1,173 @@
+"""The run folder: what a training writes beside its adapter, and whose folder it is."""
+
+import dataclasses
+import os
+import platform
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+
+from suri.errors import UsageError
+from suri.files import make_folder, need_space, read_json, write_json, write_manifest, write_text
+from suri.recipe import Recipe, recipe_from_toml, settings_of
+
+RECIPE, RESULT, METRICS = "recipe.toml", "result.json", "metrics.jsonl"
+OURS = (
+    "adapter_config.json", "adapter_model.safetensors", "base.json", "prompt.json", "README.md",
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", RECIPE, "data.json",
+    "held_out.jsonl", "environment.json", METRICS, RESULT, "manifest.json",
+)  # fmt: skip
+SPACE_BYTES = 200_000_000
+"""Free space asked for before a run, beside six times the adapter (two checkpoints and moments)."""
+
+
+def open_run(recipe: Recipe, adapter_bytes: int) -> Path:
+    """Make or take over output_dir; raises UsageError where it is somebody else's or finished."""
+    folder = Path(recipe.output_dir.strip())
+    make_folder(folder)
+    need_space(folder, 6 * adapter_bytes + SPACE_BYTES, "the run")
+    if recipe.resume or recipe.resume_from_checkpoint:
+        return folder
+    if any(folder.iterdir()):
+        _clear(folder, recipe.overwrite)
+    write_text(folder / RECIPE, tomli_w.dumps(settings_of(recipe)))
+    write_json(folder / "environment.json", environment(recipe.device))
+    return folder
+
+
+def _clear(folder: Path, overwrite: bool) -> None:
+    """Remove our own files of an earlier run, where that was asked for."""
+    if not (folder / RECIPE).is_file():
+        raise UsageError(
+            f"{folder} exists and holds something else",
+            found=", ".join(sorted(p.name for p in folder.iterdir())[:5]),
+            do="choose another --output_dir",
+        )
+    if not overwrite:
+        finished = (folder / RESULT).is_file()
+        raise UsageError(
+            f"{folder} holds a run that is {'finished' if finished else 'not finished'}",
+            do="--overwrite starts anew"
+            + ("" if finished else f"; `suri train --resume --output_dir {folder}` goes on"),
+        )
+    for name in OURS:
+        (folder / name).unlink(missing_ok=True)
+    for name in ("checkpoints", "best"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def recorded_recipe(folder: Path, asked: Recipe) -> Recipe:
+    """The settings an unfinished run was started with; other ones in `asked` are refused."""
+    if not (folder / RECIPE).is_file():
+        raise UsageError(f"{folder} holds no run to go on with")
+    if (folder / RESULT).is_file():
+        raise UsageError(f"the run in {folder} is finished", do="--overwrite starts anew")
+    recorded = recipe_from_toml(folder / RECIPE)
+    default = Recipe()
+    free = ("output_dir", "resume", "resume_from_checkpoint", "overwrite")
+    differing = [
+        f"{item.name} is {getattr(recorded, item.name)}, asked for {getattr(asked, item.name)}"
+        for item in dataclasses.fields(Recipe)
+        if item.name not in free
+        and getattr(asked, item.name)
+        not in (getattr(recorded, item.name), getattr(default, item.name))
+    ]
+    if differing:
+        raise UsageError(
+            f"the run in {folder} was started with other settings",
+            found="; ".join(differing),
+            do="leave them out to go on, or start anew with --overwrite",
+        )
+    return dataclasses.replace(recorded, **{name: getattr(asked, name) for name in free})
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Machine and versions, for a reader who wants to repeat the run."""
+    packages = {}
+    for name in (
+        "suri",
+        "torch",
+        "tokenizers",
+        "safetensors",
+        "bitsandbytes",
+        "transformers",
+        "peft",
+    ):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    gpu = torch.cuda.get_device_name() if device != "cpu" and torch.cuda.is_available() else None
+    return {
+        "python": platform.python_version(),
+        "packages": packages,
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if hasattr(os, "sysconf")
+        else None,
+        "gpu": gpu,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+def peak_memory_bytes(device: str) -> int:
+    """The most memory this process held: of the GPU where one trains, else resident."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def finish_run(folder: Path, recipe: Recipe, result: dict[str, Any]) -> None:
+    """Write result, model card and manifest; after this the run counts as finished."""
+    write_text(folder / "README.md", model_card(recipe, result, read_json(folder / "data.json")))
+    write_json(folder / RESULT, result)
+    write_manifest(folder)
+
+
+def model_card(recipe: Recipe, result: dict[str, Any], data: dict[str, Any]) -> str:
+    """What somebody who finds the adapter alone needs to know, as Markdown."""
+    loss = result["held_out_loss"]
+    losses = (
+        f"Held-out loss {result['base_loss']:.3f} before and {loss:.3f} after training."
+        if loss is not None
+        else "No rows were held out, so its quality was not measured."
+    )
+    licence = data.get("licence") or "not recorded; see the source of the data"
+    return f"""---
+library_name: peft
+pipeline_tag: text-generation
+base_model: {recipe.base_model}
+tags: [lora, alpaca, suri]
+---
+# LoRA adapter
+
+Trained by Suri from `{recipe.base_model}` on {result["rows"]} rows of `{recipe.data_path}`
+({result["steps"]} steps of {recipe.batch_size} rows, rank {recipe.lora_r}, alpha
+{recipe.lora_alpha:g}, base stored as {"given" if recipe.quantize == "none" else recipe.quantize}).
+{losses} The files here are the {result["weights"]}.
+
+- Prompt: `prompt.json`. Settings: `recipe.toml`. Losses over time: `metrics.jsonl`.
+- Data: sha256 `{data.get("sha256", "")}`. Licence of the data: {licence}.
+- Chat: `suri chat DIR`. Merge: `suri merge DIR --to hf --output_dir OUT`.
+"""
