@@ -1,0 +1,188 @@
+"""Figures as SVG that takes its colours from the page: one drawing for light, dark and paper."""
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from suri.errors import UsageError
+
+PAINTS = {
+    "ink": ("#010101", "#1b1f24"),
+    "line": ("#020202", "#d5d9de"),
+    "c0": ("#0a0000", "#7d8590"),
+    "c1": ("#0b0000", "#0072b2"),
+    "c2": ("#0c0000", "#d55e00"),
+    "c3": ("#0d0000", "#009e73"),
+}
+"""Paint: the colour that stands for it while drawing, and the one it has on paper.
+
+The last four are told apart with any colour vision (Okabe and Ito 2008, and a grey).
+"""
+INK, LINE = PAINTS["ink"][0], PAINTS["line"][0]
+SERIES = ("c0", "c1", "c2", "c3")
+MARKERS = ("o", "s", "D", "^")
+DASHES = ("-", "--", "-.", ":")
+STYLE = {
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 10,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "svg.fonttype": "none",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One number with the ends of its interval or range, where there is one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Bars of one unit, one for each row of the figure."""
+
+    title: str
+    bars: Sequence[Bar | None]
+    digits: int = 1
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points joined in order; `lows` and `highs` are the ends of their intervals."""
+
+    label: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+    series: int
+    lows: Sequence[float] = ()
+    highs: Sequence[float] = ()
+    faint: bool = False
+
+
+def bar_figure(name: str, rows: Sequence[tuple[str, int]], panels: Sequence[Panel]) -> str:
+    """Panels side by side that share their rows; a row is its label and its series."""
+    plt = _pyplot()
+    with plt.rc_context(STYLE | {"svg.hashsalt": name}):
+        figure, axes = plt.subplots(
+            1,
+            len(panels),
+            squeeze=False,
+            sharey=True,
+            figsize=(9.2, 0.75 + 0.38 * len(rows)),
+            layout="constrained",
+        )
+        places = range(len(rows))
+        for axis, panel in zip(axes[0], panels, strict=True):
+            _draw_bars(axis, rows, panel)
+        axes[0][0].set_yticks(list(places), [label for label, _ in rows])
+        axes[0][0].invert_yaxis()
+        return _svg(plt, figure)
+
+
+def _draw_bars(axis: Any, rows: Sequence[tuple[str, int]], panel: Panel) -> None:
+    axis.set_title(panel.title)
+    axis.tick_params(length=0)
+    axis.spines["bottom"].set_visible(False)
+    axis.set_xticks([])
+    most = max(max(bar.value, bar.high or bar.value) for bar in panel.bars if bar) or 1.0
+    axis.set_xlim(0, most * 1.35)
+    for place, ((_, series), bar) in enumerate(zip(rows, panel.bars, strict=True)):
+        if not bar:
+            continue
+        axis.barh(place, bar.value, height=0.55, color=PAINTS[SERIES[series]][0])
+        end = bar.value
+        if bar.low is not None and bar.high is not None and bar.high > bar.low:
+            axis.plot([bar.low, bar.high], [place, place], color=INK, linewidth=1.2)
+            end = max(bar.high, end)
+        text = f"{bar.value:,.{panel.digits}f}"
+        axis.text(end + most * 0.03, place, text, va="center", fontsize=9)
+
+
+def line_figure(
+    name: str, lines: Sequence[Line], x_label: str, y_label: str, *, x_ticks: Sequence[float] = ()
+) -> str:
+    """Lines over one pair of axes, told apart by colour, dash and marker."""
+    plt = _pyplot()
+    with plt.rc_context(STYLE | {"svg.hashsalt": name}):
+        figure, axis = plt.subplots(figsize=(9.2, 3.4), layout="constrained")
+        axis.grid(visible=True, axis="y")
+        axis.tick_params(length=0)
+        for line in lines:
+            _draw_line(axis, line)
+        axis.set_xlabel(x_label)
+        axis.set_ylabel(y_label)
+        axis.margins(x=0.03, y=0.1)
+        if x_ticks:
+            axis.set_xticks(x_ticks, [f"{tick:,.0f}" for tick in x_ticks])
+        axis.legend()
+        return _svg(plt, figure)
+
+
+def _draw_line(axis: Any, line: Line) -> None:
+    paint = PAINTS[SERIES[line.series]][0]
+    look = {"color": paint, "linestyle": DASHES[line.series], "label": line.label}
+    if line.faint:
+        axis.plot(line.xs, line.ys, **look | {"linestyle": "-", "linewidth": 1, "alpha": 0.55})
+        return
+    marker = {"marker": MARKERS[line.series], "markersize": 5, "linewidth": 2}
+    axis.plot(line.xs, line.ys, **look, **marker)
+    if line.lows:
+        axis.vlines(line.xs, line.lows, line.highs, color=paint, linewidth=1)
+
+
+def for_paper(svg: str) -> str:
+    """The same figure with the colours of paper, as a file of its own."""
+    for name, (_, colour) in PAINTS.items():
+        svg = svg.replace(f"var(--{name})", colour)
+    return svg
+
+
+def _svg(plt: Any, figure: Any) -> str:
+    """The drawing as one <svg> element: paints become the page's variables, ids are dropped."""
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    svg = stream.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # These ids are numbered from 1 in every figure, and a page holds several.
+    svg = re.sub(r'<g id="[a-zA-Z0-9_.]+">', "<g>", svg)
+    for name, (stand_in, _) in PAINTS.items():
+        svg = svg.replace(stand_in, f"var(--{name})")
+    return svg
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError:
+        raise UsageError(
+            "figures need the package matplotlib", do="pip install 'suri[report]'"
+        ) from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot

@@ -1,0 +1,226 @@
+"""Measure one way of running a model, in a process of its own: `measure SPEC.json OUT.json`."""
+
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from suri.data.batch import pack
+from suri.data.encode import Example, encode_prompt, encode_records
+from suri.data.prompt import read_prompt
+from suri.data.records import read_records
+from suri.errors import SuriError
+from suri.files import read_json, size_bytes, write_json
+from suri.infer.engines import Model, open_model
+from suri.infer.generate import generate, stream
+from suri.model.adapter import base_of
+from suri.model.load import find_base
+from suri.recipe import GREEDY
+from suri.train.loss import hidden_states, learned_rows, summed_loss
+
+Part = Literal["speed", "answers", "losses", "probe"]
+
+BATCH = 8
+TIMED_PROMPTS = 3
+PROBED_TOKENS = 256
+NEVER = -1
+"""An end-of-text token that no model gives, so that every way decodes equally many tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What to measure. Everything is a plain value, so that it travels as JSON."""
+
+    run: str
+    """The run folder: its prompt, its base and, for the way `adapter`, its adapter."""
+    way: str
+    """`base`, `adapter`, or what a merged model is called."""
+    model: str = ""
+    """Folder of a merged model; "" for base and adapter."""
+    quantize: str = "none"
+    dtype: str = "float32"
+    device: str = "auto"
+    rows: str = ""
+    """File of the held-out rows."""
+    count: int = 24
+    """Rows used, the first of the file."""
+    max_new_tokens: int = 32
+    cutoff_len: int = 512
+    parts: tuple[Part, ...] = ("speed", "answers", "losses", "probe")
+    reference: str = ""
+    """File of the adapter's next-token log-probabilities: written by `adapter`, read by others."""
+
+
+def measure(spec: Spec) -> dict[str, Any]:
+    """Open the model and measure the parts asked for, speed and memory first."""
+    base = str(find_base(base_of(Path(spec.run))["path"]))
+    started = time.perf_counter()
+    model = open_model(
+        spec.model or base,
+        lora_weights=spec.run if spec.way == "adapter" else "",
+        quantize=spec.quantize,
+        dtype=spec.dtype,
+        device=spec.device,
+    )
+    load_seconds = time.perf_counter() - started
+    model = replace(model, prompt=read_prompt(Path(spec.run)))
+    records = read_records(Path(spec.rows))[: spec.count]
+    prompts = [encode_prompt(record, model.tokenizer, model.prompt) for record in records]
+    encoded = encode_records(
+        records, model.tokenizer, model.prompt, cutoff_len=spec.cutoff_len, train_on_inputs=False
+    )
+    measured: dict[str, Any] = {"way": spec.way, "environment": environment(model)}
+    for part in spec.parts:
+        if part == "speed":
+            measured["speed"] = {
+                "load_seconds": load_seconds,
+                **time_decoding(model, prompts, spec.max_new_tokens),
+                "peak_memory_bytes": peak_memory_bytes(model),
+                "bytes_on_disk": bytes_on_disk(spec, base),
+            }
+        elif part == "answers":
+            measured["answers"] = answer(model, prompts, spec.max_new_tokens)
+        elif part == "losses":
+            measured["losses"] = row_losses(model, encoded.examples)
+        else:
+            measured["probe"] = probe(model, encoded.examples, spec)
+    return measured
+
+
+@torch.no_grad()
+def time_decoding(model: Model, prompts: Sequence[Any], tokens: int) -> dict[str, float]:
+    """Seconds to the first token, and tokens per second alone and eight at a time.
+
+    Every prompt decodes exactly `tokens` tokens; medians over TIMED_PROMPTS prompts, after a
+    warm-up that is not counted. The eight at a time include reading their prompts.
+    """
+    decoding = replace(GREEDY, max_new_tokens=max(2, tokens))
+    generate(model.decoder, prompts[:1], NEVER, replace(GREEDY, max_new_tokens=2))
+    firsts, rates = [], []
+    for prompt in prompts[:TIMED_PROMPTS]:
+        started = time.perf_counter()
+        moments = [
+            time.perf_counter() - started for _ in stream(model.decoder, prompt, NEVER, decoding)
+        ]
+        firsts.append(moments[0])
+        rates.append((len(moments) - 1) / (moments[-1] - moments[0]))
+    batch = [prompts[place % len(prompts)] for place in range(BATCH)]
+    started = time.perf_counter()
+    answers = generate(model.decoder, batch, NEVER, decoding)
+    seconds = time.perf_counter() - started
+    return {
+        "first_token_seconds": float(np.median(firsts)),
+        "tokens_per_second": float(np.median(rates)),
+        "batch_tokens_per_second": sum(len(answer.ids) for answer in answers) / seconds,
+    }
+
+
+def answer(model: Model, prompts: Sequence[Any], max_new_tokens: int) -> list[dict[str, Any]]:
+    """The greedy answer to every prompt: text, token ids, and whether it ended by itself."""
+    decoding = replace(GREEDY, max_new_tokens=max_new_tokens)
+    answers = []
+    for start in range(0, len(prompts), BATCH):
+        batch = prompts[start : start + BATCH]
+        answers += generate(model.decoder, batch, model.tokenizer.eos_id, decoding)
+    return [
+        {"text": model.tokenizer.decode(one.ids).strip(), "ids": one.ids, "stopped": one.stopped}
+        for one in answers
+    ]
+
+
+@torch.no_grad()
+def row_losses(model: Model, examples: Sequence[Example]) -> list[dict[str, float]]:
+    """Of every row, the summed loss in nats and the number of learned tokens, as in training."""
+    losses = []
+    for example in examples:
+        total, count = summed_loss(model.decoder, pack([example]))
+        losses.append({"row": example.row, "loss_sum": float(total), "learned_tokens": int(count)})
+    return losses
+
+
+@torch.no_grad()
+def probe(model: Model, examples: Sequence[Example], spec: Spec) -> dict[str, float]:
+    """Compare next-token distributions with the adapter's, at the first learned tokens.
+
+    KL(adapter || this way) in nats per token, and the share of tokens where both like the same
+    token best. The way `adapter` writes the reference and differs from it by nothing.
+    """
+    found = torch.cat(list(_log_probabilities(model, examples)))[:PROBED_TOKENS].cpu()
+    if spec.way == "adapter":
+        np.save(spec.reference, found.numpy(), allow_pickle=False)
+    adapter = torch.from_numpy(np.load(spec.reference, allow_pickle=False)).double()
+    kl = (adapter.exp() * (adapter - found.double())).sum(dim=-1).clamp(min=0)
+    same = adapter.argmax(dim=-1) == found.argmax(dim=-1)
+    return {
+        "tokens": len(found),
+        "mean_kl": float(kl.mean()),
+        "max_kl": float(kl.max()),
+        "top1_agreement": float(same.double().mean()),
+    }
+
+
+def _log_probabilities(model: Model, examples: Sequence[Example]) -> Iterator[torch.Tensor]:
+    """Yield fp32 [learned tokens, vocab] of one row after another, until there are enough."""
+    tokens = 0
+    for example in examples:
+        if tokens >= PROBED_TOKENS:
+            return
+        batch = pack([example])
+        learned, _ = learned_rows(batch, model.decoder.embedding.device)
+        hidden = hidden_states(model.decoder, batch)
+        tokens += len(learned)
+        yield model.decoder.logits(hidden[learned]).log_softmax(dim=-1)
+
+
+def peak_memory_bytes(model: Model) -> int:
+    """Most memory held so far: of the GPU where the model is on one, else of this process.
+
+    The process's number counts the pages of weight files that are mapped and in memory.
+    """
+    device = model.decoder.embedding.device
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def bytes_on_disk(spec: Spec, base: str) -> int:
+    """Bytes that this way needs on disk; the adapter's way needs base and adapter."""
+    if spec.model:
+        return size_bytes(Path(spec.model))
+    adapter = Path(spec.run, "adapter_model.safetensors") if spec.way == "adapter" else None
+    return size_bytes(Path(base)) + (size_bytes(adapter) if adapter else 0)
+
+
+def environment(model: Model) -> dict[str, Any]:
+    """What the figures depend on besides the model."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": str(model.decoder.embedding.device),
+        "threads": torch.get_num_threads(),
+        "cpu_cores": os.cpu_count(),
+    }
+
+
+def main(spec_path: str, out_path: str) -> int:
+    """Read the spec, measure, write what was measured; a user's mistake is printed."""
+    try:
+        spec = Spec(**read_json(Path(spec_path)))
+        write_json(Path(out_path), measure(spec))
+    except SuriError as problem:
+        print("\n".join(problem.lines()), file=sys.stderr)
+        return problem.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

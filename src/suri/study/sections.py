@@ -1,0 +1,122 @@
+"""What a report is made of, and the sections that every report has."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from suri.recipe import EMBEDDED, Recipe, settings_of
+from suri.study.statements import Statement
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing and what it shows; `name` is its file's."""
+
+    name: str
+    svg: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; the first column names the row."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One number to see first."""
+
+    label: str
+    value: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """An answer and, where it can be checked, whether it is right."""
+
+    way: str
+    text: str
+    correct: bool | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One held-out row and what each way answered."""
+
+    instruction: str
+    input: str
+    expected: str
+    verdicts: Sequence[Verdict]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it, in this order."""
+
+    title: str
+    text: str = ""
+    tiles: Sequence[Tile] = ()
+    statements: Sequence[Statement] = ()
+    figures: Sequence[Figure] = ()
+    tables: Sequence[Table] = ()
+    points: Sequence[str] = ()
+    samples: Sequence[Sample] = ()
+    more_samples: Sequence[Sample] = ()
+
+
+def setting_tables(recipe: Mapping[str, Any], environments: Mapping[str, Any]) -> list[Table]:
+    """The recipe, changed settings first, and the environments it was run and measured in."""
+    defaults = settings_of(Recipe())
+    changed = [name for name in recipe if recipe[name] != defaults.get(name)]
+    rest = [name for name in recipe if name not in changed]
+    recipe_rows = [
+        (name, _plain(recipe[name]), _plain(defaults.get(name, ""))) for name in changed + rest
+    ]
+    tables = [Table(("Setting", "Here", "Default"), recipe_rows, "Recipe, changed settings first")]
+    for title, values in environments.items():
+        if values:
+            rows = [(name, _plain(value)) for name, value in _flat(values)]
+            tables.append(Table(("", ""), rows, title))
+    return tables
+
+
+def threats(recipe: Mapping[str, Any], rows: int, environment: Mapping[str, Any]) -> list[str]:
+    """Why these numbers may not hold elsewhere, from what this run was."""
+    found = [
+        f"{rows} held-out rows: differences smaller than the intervals cannot be seen with them, "
+        "and the intervals cover the choice of rows, not the choice of seed.",
+        "Answers are greedy; sampled answers vary more.",
+    ]
+    if recipe.get("base_model") == EMBEDDED:
+        found.append(
+            "The embedded base has been through 4 bits before (Q4_1), so it already lies near a "
+            "4-bit grid: what nf4 costs it says little about what nf4 costs other models."
+        )
+    if str(environment.get("device", "")).startswith("cpu"):
+        found.append(
+            "Measured on a CPU: which way is faster, and by how much, can be the other way round "
+            "on a GPU; other programs on the machine disturb the times."
+        )
+    return found
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested values as dotted names, for a table of two columns."""
+    pairs: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            pairs += _flat(value, f"{prefix}{name}.")
+        else:
+            pairs.append((f"{prefix}{name}", value))
+    return pairs
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(str(part) for part in value)
+    return "–" if value == "" or value is None else str(value)
