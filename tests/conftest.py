@@ -1,0 +1,105 @@
+"""Small real models and real rows that the tests share."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+REAL_ROWS = Path(__file__).parents[2] / "shared" / "data" / "alpaca_en_999.json"
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Path:
+    """The folder of the embedded base."""
+    from suri.model.embedded import embedded_base
+
+    return embedded_base()
+
+
+@pytest.fixture(scope="session")
+def real_rows() -> Path:
+    """Real Alpaca rows; their licence keeps them out of the repository."""
+    if not REAL_ROWS.is_file():
+        reason = f"the Alpaca rows are not at {REAL_ROWS.name} beside the checkout"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return REAL_ROWS
+
+
+def make_model(folder: Path, model_type: str = "llama", **changes: object) -> Path:
+    """Save a tiny random model with transformers; every size differs from every other."""
+    import transformers
+
+    settings: dict[str, object] = {
+        "vocab_size": 131,
+        "hidden_size": 48,
+        "intermediate_size": 88,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": False,
+        "rms_norm_eps": 1e-5,
+    }
+    settings |= changes
+    config = transformers.AutoConfig.for_model(model_type, **settings)
+    torch.manual_seed(7)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float64)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            # Norms start at 1 and biases at 0; neither shows a mistake.
+            if tensor.dim() == 1:
+                tensor.add_(torch.randn_like(tensor) * 0.2)
+            elif "embed" not in name:
+                tensor.mul_(4)
+    model.save_pretrained(folder)
+    return folder
+
+
+def write_tokenizer(folder: Path) -> Path:
+    """A byte-level tokenizer without merges that knows ASCII and ends texts with `</s>`."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    letters = [chr(i) for i in range(33, 127)] + ["Ġ", "Ċ"]
+    vocab = {"<s>": 0, "</s>": 1} | {letter: i + 2 for i, letter in enumerate(letters)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken("<s>"), AddedToken("</s>")])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"eos_token": "</s>", "bos_token": "<s>", "add_bos_token": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama with a tokenizer, in fp32."""
+    folder = tmp_path_factory.mktemp("tiny")
+    make_model(folder, head_dim=10)
+    _as_fp32(folder)
+    return write_tokenizer(folder)
+
+
+def _as_fp32(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "model.safetensors"
+    save_file({k: v.float() for k, v in load_file(file).items()}, file, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["dtype"] = "float32"
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")

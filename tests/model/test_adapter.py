@@ -1,0 +1,144 @@
+"""The adapter in PEFT's format: peft loads ours, we load peft's, and nothing else gets in."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_decoder import packed_logits, reference, seeded
+
+from suri.errors import Corrupt, UsageError
+from suri.model.adapter import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Adapter,
+    initial_adapter,
+    read_adapter,
+    write_adapter,
+)
+from suri.model.config import read_config
+from suri.model.load import base_identity, load_decoder
+
+TARGETS = ("q_proj", "v_proj", "down_proj")
+
+
+def random_adapter(folder: Path, r: int = 5, alpha: float = 12.0) -> Adapter:
+    """An adapter whose B is not zero, alpha != r, on three of the seven linears."""
+    adapter = initial_adapter(
+        read_config(folder), r=r, alpha=alpha, targets=TARGETS, seed=3,
+        base=base_identity(folder, "none"),
+    )  # fmt: skip
+    generator = seeded(11)
+    for _, b in adapter.tensors.values():
+        b.normal_(generator=generator).mul_(0.05)
+    return adapter
+
+
+def test_peft_gives_our_logits(tiny: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    adapter = random_adapter(tiny)
+    write_adapter(tmp_path, adapter)
+    decoder = load_decoder(tiny, adapter=read_adapter(tmp_path))
+    ids = torch.randint(0, 131, (37,), generator=seeded(1))
+    ours = packed_logits(decoder, [ids])
+    base = packed_logits(load_decoder(tiny), [ids])
+    with torch.no_grad():
+        theirs = PeftModel.from_pretrained(reference(tiny, torch.float32), tmp_path)(ids[None])
+    assert (ours - base).abs().max() > 0.05
+    assert (ours - theirs.logits[0]).abs().max() <= 2e-4
+
+
+def test_we_read_what_peft_writes(tiny: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(
+        reference(tiny, torch.float32),
+        LoraConfig(task_type="CAUSAL_LM", r=3, lora_alpha=7, target_modules=["k_proj", "up_proj"]),
+    )
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if "lora_B" in name:
+                tensor.normal_(generator=seeded(2)).mul_(0.1)
+    model.save_pretrained(tmp_path)
+    adapter = read_adapter(tmp_path)
+    ids = torch.randint(0, 131, (19,), generator=seeded(5))
+    with torch.no_grad():
+        theirs = model(ids[None]).logits[0]
+    assert (packed_logits(load_decoder(tiny, adapter=adapter), [ids]) - theirs).abs().max() <= 2e-4
+    assert adapter.targets == ("k_proj", "up_proj")
+
+
+def test_weight_delta_by_hand(tiny: Path) -> None:
+    adapter = random_adapter(tiny)
+    a, b = adapter.tensors["model.layers.1.mlp.down_proj"]
+    by_hand = (12.0 / 5) * (b.double() @ a.double())
+    delta = adapter.weight_delta("model.layers.1.mlp.down_proj", slice(7, 20))
+    assert delta.shape == (13, 88)
+    assert (delta - by_hand[7:20]).abs().max() < 1e-6
+
+
+def test_a_zero_b_scores_exactly_as_the_base(tiny: Path) -> None:
+    adapter = initial_adapter(read_config(tiny), r=4, alpha=9.0, targets=TARGETS, seed=0)
+    ids = torch.randint(0, 131, (25,), generator=seeded(9))
+    with_adapter = packed_logits(load_decoder(tiny, adapter=adapter), [ids])
+    assert torch.equal(with_adapter, packed_logits(load_decoder(tiny), [ids]))
+
+
+def test_the_same_seed_gives_the_same_adapter(tiny: Path) -> None:
+    first, second, other = (
+        initial_adapter(read_config(tiny), r=4, alpha=9.0, targets=TARGETS, seed=seed)
+        for seed in (6, 6, 7)
+    )
+    name = "model.layers.2.self_attn.v_proj"
+    assert torch.equal(first.tensors[name][0], second.tensors[name][0])
+    assert not torch.equal(first.tensors[name][0], other.tensors[name][0])
+
+
+def _change_tensors(folder: Path, change: str) -> None:
+    tensors = load_file(folder / WEIGHTS_FILE)
+    name = next(key for key in tensors if key.endswith("lora_B.weight"))
+    if change == "smuggled":
+        tensors["base_model.model.lm_head.weight"] = torch.ones(131, 48)
+    elif change == "not finite":
+        tensors[name][2, 1] = float("nan")
+    elif change == "half a pair":
+        del tensors[name]
+    elif change == "another rank":
+        tensors[name] = tensors[name][:, :2].clone()
+    save_file(tensors, folder / WEIGHTS_FILE)
+
+
+@pytest.mark.parametrize("change", ["smuggled", "not finite", "half a pair", "another rank"])
+def test_what_is_not_a_plain_adapter_is_refused(change: str, tiny: Path, tmp_path: Path) -> None:
+    write_adapter(tmp_path, random_adapter(tiny))
+    read_adapter(tmp_path)
+    _change_tensors(tmp_path, change)
+    with pytest.raises(Corrupt):
+        read_adapter(tmp_path)
+
+
+def test_truncated_and_pickled_adapters_are_refused(tiny: Path, tmp_path: Path) -> None:
+    write_adapter(tmp_path, random_adapter(tiny))
+    weights = tmp_path / WEIGHTS_FILE
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(Corrupt, match="not a whole safetensors file"):
+        read_adapter(tmp_path)
+    weights.rename(tmp_path / "adapter_model.bin")
+    with pytest.raises(UsageError, match="pickled"):
+        read_adapter(tmp_path)
+
+
+def test_other_kinds_of_adapter_are_named(tiny: Path, tmp_path: Path) -> None:
+    write_adapter(tmp_path, random_adapter(tiny))
+    config = json.loads((tmp_path / CONFIG_FILE).read_text())
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config | {"use_dora": True}))
+    with pytest.raises(UsageError, match="use_dora"):
+        read_adapter(tmp_path)
+
+
+def test_an_adapter_for_another_base_names_the_right_one(tiny: Path, embedded: Path) -> None:
+    with pytest.raises(UsageError, match="does not fit this base") as caught:
+        load_decoder(embedded, adapter=random_adapter(tiny))
+    assert str(tiny) in str(caught.value)
