@@ -1,0 +1,153 @@
+"""Writing a merge as a Hugging Face model folder, one tensor in memory at a time."""
+
+import json
+import math
+import struct
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from suri.export.certify import Certificate
+from suri.export.fold import Merge, MergeBaseName, Report, fold, open_merge, silent
+from suri.export.publish import publish
+from suri.files import write_json
+from suri.model.config import ModelConfig, hf_config_of
+from suri.model.tokenizer import Tokenizer
+
+SHARD_BYTES = 5 * 10**9
+"""Most bytes of one file, unless a single tensor is larger."""
+
+CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+
+DROPPED = (
+    "auto_map", "custom_pipelines", "quantization_config", "torch_dtype", "_name_or_path",
+    "_attn_implementation", "transformers_version",
+)  # fmt: skip
+"""Keys of config.json that would run code of the base's folder, or no longer hold."""
+
+
+def write_hf(
+    base: Path | None,
+    adapter: Path,
+    out: Path,
+    dtype: str = "auto",
+    *,
+    merge_base: MergeBaseName = "dequantized",
+    report: Report = silent,
+) -> Certificate:
+    """Merge an adapter folder into its base (None: the recorded one) as a new HF folder `out`.
+
+    Raises Corrupt where the certificate fails; then nothing is published.
+    """
+    merge = open_merge(adapter, base, dtype=dtype, merge_base=merge_base)
+
+    def write(folder: Path) -> None:
+        write_weights(merge, folder, report)
+        config = merged_config(merge.base.config, merge.dtype_name, merge.tokenizer)
+        write_json(folder / "config.json", config)
+        ids = {name: value for name, value in config.items() if name in SPECIAL_IDS}
+        write_json(folder / "generation_config.json", ids)
+
+    return publish(merge, out, "hf", write, report)
+
+
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def merged_config(
+    config: ModelConfig, dtype: str, tokenizer: Tokenizer | None = None
+) -> dict[str, Any]:
+    """config.json of the result: the base's, its dtype, its class and usable special tokens."""
+    raw = config.raw or hf_config_of(config)
+    kept = {name: value for name, value in raw.items() if name not in DROPPED}
+    for name in SPECIAL_IDS:
+        if isinstance(kept.get(name), int) and not 0 <= kept[name] < config.vocab_size:
+            del kept[name]
+    if tokenizer is not None:
+        kept |= _special_ids(kept, tokenizer)
+    return kept | {"architectures": [CLASSES[config.model_type]], "dtype": dtype}
+
+
+def _special_ids(raw: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """The token that training learned to end with must end the result's answers, too."""
+    ends = raw.get("eos_token_id")
+    ids: dict[str, Any] = {"pad_token_id": tokenizer.pad_id}
+    if not (isinstance(ends, list) and tokenizer.eos_id in ends):
+        ids["eos_token_id"] = tokenizer.eos_id
+    if tokenizer.bos_id is not None:
+        ids["bos_token_id"] = tokenizer.bos_id
+    return ids
+
+
+def write_weights(merge: Merge, folder: Path, report: Report = silent) -> None:
+    """Write model.safetensors, or shards of at most SHARD_BYTES with their index."""
+    size = merge.dtype.itemsize
+    shapes = {name: merge.base.shape(name) for name in merge.base}
+    shards = _shards({name: size * math.prod(shape) for name, shape in shapes.items()})
+    stream = _reported(merge, report)
+    places: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        file = file if len(shards) > 1 else "model.safetensors"
+        entries = [(name, shapes[name]) for name in names]
+        write_safetensors(folder / file, entries, merge.dtype, islice(stream, len(names)))
+        places |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        total = sum(size * math.prod(shape) for shape in shapes.values())
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        write_json(folder / "model.safetensors.index.json", index)
+
+
+def _reported(merge: Merge, report: Report) -> Iterator[tuple[str, Tensor]]:
+    for done, pair in enumerate(fold(merge.base, merge.adapter, merge.dtype), 1):
+        yield pair
+        report("folding", done, len(merge.base))
+
+
+def _shards(sizes: dict[str, int]) -> list[list[str]]:
+    """Names in order, cut where the next tensor would make a file longer than SHARD_BYTES."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if shards[-1] and filled + size > SHARD_BYTES:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    return shards
+
+
+def write_safetensors(
+    file: Path,
+    entries: Sequence[tuple[str, tuple[int, ...]]],
+    dtype: torch.dtype,
+    tensors: Iterator[tuple[str, Tensor]],
+) -> None:
+    """Write tensors of these names and shapes, in this order, as they come.
+
+    The file is the length of the header (8 bytes, little endian), the header in JSON padded to
+    a multiple of 8, the bytes of the tensors. Source: github.com/huggingface/safetensors, Format.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in entries:
+        start, end = end, end + dtype.itemsize * math.prod(shape)
+        header[name] = {"dtype": CODES[dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for (name, shape), (given, tensor) in zip(entries, tensors, strict=True):
+            assert (name, shape) == (given, tuple(tensor.shape))
+            stream.write(tensor.contiguous().view(torch.uint8).numpy().data)
