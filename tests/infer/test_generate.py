@@ -1,0 +1,219 @@
+"""Answers equal those of transformers, and do not depend on what they are batched with."""
+
+from collections import Counter
+from threading import Event
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from suri.data.encode import encode_prompt
+from suri.data.prompt import find_prompt
+from suri.data.records import Record
+from suri.errors import UsageError
+from suri.infer import generate as module
+from suri.infer.generate import Generated, generate, stream
+from suri.model.load import load_decoder
+from suri.model.tokenizer import read_tokenizer
+from suri.recipe import Decoding
+
+EOS = 46  # one that the random model says now and then
+LONG = Decoding(temperature=0, top_p=1.0, top_k=0, max_new_tokens=20)
+SAMPLED = Decoding(temperature=1.2, top_p=0.9, top_k=30, max_new_tokens=20, seed=8)
+
+
+@pytest.fixture(scope="module")
+def small_folder(tmp_path_factory):
+    torch.manual_seed(11)
+    config = LlamaConfig(
+        vocab_size=61,
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=10,
+        max_position_embeddings=96,
+        initializer_range=0.3,
+        tie_word_embeddings=False,
+        eos_token_id=EOS,
+        bos_token_id=1,
+        pad_token_id=0,
+    )
+    folder = tmp_path_factory.mktemp("small")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(small_folder):
+    return LlamaForCausalLM.from_pretrained(small_folder).eval()
+
+
+@pytest.fixture(scope="module")
+def decoder(small_folder):
+    return load_decoder(small_folder)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    """Ten prompts of 1 to 30 tokens, none of which is the end-of-text token."""
+    generator = torch.Generator().manual_seed(5)
+    lengths = [9, 1, 30, 4, 17, 12, 2, 23, 6, 5]
+    return [torch.randint(0, EOS, (n,), generator=generator).tolist() for n in lengths]
+
+
+def reference(model, prompt, eos_id, **settings):
+    """What transformers answers, as our Generated."""
+    with torch.no_grad():
+        ids = model.generate(
+            torch.tensor([prompt]), do_sample=False, eos_token_id=eos_id, pad_token_id=0, **settings
+        )
+    ids = ids[0, len(prompt) :].tolist()  # one row, so no padding
+    stopped = ids[-1] == eos_id
+    return Generated(ids[:-1] if stopped else ids, stopped)
+
+
+def test_greedy_equals_transformers(decoder, model, prompts):
+    expected = [reference(model, prompt, EOS, max_new_tokens=20) for prompt in prompts]
+    assert generate(decoder, prompts, EOS, LONG) == expected
+    assert {answer.stopped for answer in expected} == {True, False}
+    assert len({tuple(answer.ids) for answer in expected}) > 5
+
+
+def test_repetition_penalty_equals_transformers(decoder, model, prompts):
+    decoding = Decoding(temperature=0, max_new_tokens=20, repetition_penalty=1.4)
+    expected = [
+        reference(model, prompt, EOS, max_new_tokens=20, repetition_penalty=1.4)
+        for prompt in prompts
+    ]
+    assert generate(decoder, prompts, EOS, decoding) == expected
+    assert expected != generate(decoder, prompts, EOS, LONG)
+
+
+@pytest.mark.parametrize("beams, penalty", [(2, 1.0), (3, 1.0), (5, 1.0), (3, 1.3)])
+def test_beams_equal_transformers(decoder, model, prompts, beams, penalty):
+    decoding = Decoding(num_beams=beams, max_new_tokens=14, repetition_penalty=penalty)
+    expected = [
+        reference(
+            model,
+            prompt,
+            EOS,
+            max_new_tokens=14,
+            num_beams=beams,
+            repetition_penalty=penalty,
+        )
+        for prompt in prompts
+    ]
+    found = generate(decoder, prompts, EOS, decoding)
+    assert found == expected
+    greedy = Decoding(temperature=0, max_new_tokens=14, repetition_penalty=penalty)
+    assert found != generate(decoder, prompts, EOS, greedy)
+    assert {answer.stopped for answer in found} == {True, False}
+
+
+@pytest.mark.parametrize("decoding", [LONG, SAMPLED], ids=["greedy", "sampled"])
+def test_batched_equals_one_by_one(decoder, prompts, decoding, monkeypatch):
+    alone = [generate(decoder, [prompt], EOS, decoding)[0] for prompt in prompts]
+    together = generate(decoder, prompts, EOS, decoding)
+    assert together == alone
+    monkeypatch.setattr(module, "CACHE_BYTES", 60 * 2 * 3 * 2 * 10 * 4)  # about 60 tokens
+    assert generate(decoder, prompts, EOS, decoding) == alone
+
+
+def test_batches_hold_every_row_once_and_stay_bounded():
+    capacities = [5, 90, 7, 30, 30, 8, 31]
+    batches = module._batches(capacities, 62)
+    assert sorted(row for batch in batches for row in batch) == list(range(7))
+    assert [1] in batches  # longer than the bound, so alone
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(capacities[row] for row in batch) <= 62
+    assert len(batches) < 7
+
+
+@pytest.mark.parametrize("decoding", [LONG, SAMPLED, Decoding(num_beams=3, max_new_tokens=14)])
+def test_stream_gives_the_tokens_of_generate(decoder, prompts, decoding):
+    for prompt in prompts[:4]:
+        expected = generate(decoder, [prompt], EOS, decoding)[0].ids
+        assert list(stream(decoder, prompt, EOS, decoding)) == expected
+
+
+def test_the_seed_decides(decoder, prompts):
+    def answers(seed):
+        return generate(
+            decoder,
+            prompts[:3],
+            EOS,
+            Decoding(temperature=1.5, top_p=1, max_new_tokens=9, seed=seed),
+        )
+
+    assert answers(1) == answers(1)
+    assert answers(1) != answers(2)
+
+
+def test_sampling_follows_the_probabilities(decoder, model, prompts):
+    """First tokens over 300 seeds against transformers' softmax, within four standard errors."""
+    with torch.no_grad():
+        chances = model(torch.tensor([prompts[0]])).logits[0, -1].softmax(-1)
+    count, likeliest = 300, int(chances.argmax())
+    found = Counter(
+        next(
+            iter(
+                stream(
+                    decoder,
+                    prompts[0],
+                    -1,
+                    Decoding(temperature=1, top_p=1, top_k=0, max_new_tokens=1, seed=seed),
+                )
+            )
+        )
+        for seed in range(count)
+    )
+    p = float(chances[likeliest])
+    assert 0.02 < p < 0.98
+    assert abs(found[likeliest] / count - p) < 4 * (p * (1 - p) / count) ** 0.5
+
+
+def test_stop_ends_within_one_token(decoder, prompts):
+    stop = Event()
+    seen = []
+    for token in stream(decoder, prompts[0], -1, LONG, stop=stop):
+        seen.append(token)
+        if len(seen) == 3:
+            stop.set()
+    assert len(seen) == 3
+    assert generate(decoder, prompts, -1, LONG, stop=stop) == [Generated([], False)] * len(prompts)
+    beams = Decoding(num_beams=3, max_new_tokens=14)
+    assert len(list(stream(decoder, prompts[0], -1, beams, stop=stop))) == 1
+
+
+def test_the_window_limits_the_answer(decoder):
+    (answer,) = generate(decoder, [[9] * 90], -1, LONG)
+    assert len(answer.ids) == 6
+    with pytest.raises(UsageError, match="96 tokens leaves no room"):
+        generate(decoder, [[9] * 96], -1, LONG)
+
+
+def test_gradients_and_training_state_are_left_alone(decoder, prompts):
+    generate(decoder, prompts[:2], EOS, LONG)
+    assert torch.is_grad_enabled()
+    pieces = stream(decoder, prompts[0], EOS, LONG)
+    next(pieces)
+    assert torch.is_grad_enabled()
+    pieces.close()
+
+
+def test_the_embedded_base_answers_as_in_transformers(embedded):
+    asked = [
+        Record("Name the capital of France.", "", ""),
+        Record("Sort these words.", "pear, apple, fig", ""),
+        Record("Count from one to five.", "", ""),
+        Record("Say whether the number is even.", "17", ""),
+    ]
+    tokenizer = read_tokenizer(embedded)
+    prompts = [encode_prompt(r, tokenizer, find_prompt("alpaca")).tolist() for r in asked]
+    decoding = Decoding(temperature=0, max_new_tokens=16)
+    found = generate(load_decoder(embedded), prompts, tokenizer.eos_id, decoding)
+    theirs = LlamaForCausalLM.from_pretrained(embedded, dtype=torch.float32).eval()
+    assert found == [reference(theirs, p, tokenizer.eos_id, max_new_tokens=16) for p in prompts]
+    assert len({tuple(answer.ids) for answer in found}) == 4
