@@ -93,9 +93,10 @@ def comparison(entries):
         for way, kl in [("base", 0.21), ("adapter", 0.0), ("hf", 2.5e-12), ("meta", 3.5e-12)]
     }
     checks = [
-        {"name": "reloaded logits", "passed": True, "found": "3.1e-05"},
-        {"name": "untouched tensors", "passed": True, "found": "62"},
+        {"name": "largest logit", "figure": 3.1e-5, "limit": 1e-3, "at_least": False},
+        {"name": "same likeliest token", "figure": 0.991, "limit": 0.98, "at_least": True},
     ]
+    checks = [check | {"passed": True} for check in checks]
     return {
         "kind": "compare",
         "run": "lora-alpaca",

@@ -88,7 +88,14 @@ def test_the_report_asks_for_nothing_from_outside(compare_folder, study_folder):
 def test_figures_stand_alone_as_files_with_real_colours(compare_folder):
     write_report(compare_folder)
     files = sorted(path.name for path in (compare_folder / "figures").iterdir())
-    assert files == ["quality.svg", "size.svg", "speed.svg", "training.svg", "waiting.svg"]
+    assert files == [
+        "agreement.svg",
+        "quality.svg",
+        "size.svg",
+        "speed.svg",
+        "training.svg",
+        "waiting.svg",
+    ]
     for path in (compare_folder / "figures").iterdir():
         text = path.read_text()
         ElementTree.fromstring(text)

@@ -1,6 +1,6 @@
 """The report on base, adapter and merged models, from compare.json and answers.jsonl."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from suri.study.figures import Bar, Line, Panel, bar_figure, line_figure
@@ -11,11 +11,12 @@ from suri.study.sections import (
     Table,
     Tile,
     Verdict,
-    setting_tables,
+    settings_section,
     threats,
 )
 from suri.study.statements import (
     agreement_statements,
+    headed,
     number,
     quality_statements,
     quantity,
@@ -44,7 +45,14 @@ def compare_sections(
             "What this does not show",
             points=threats(summary["recipe"], len(entries), summary["measured_in"]),
         ),
-        Section("Recipe and environment", tables=_settings(summary)),
+        settings_section(
+            summary["recipe"],
+            {
+                "Environment of the training": summary["environment"],
+                "Environment of the measurements": summary["measured_in"],
+                "Settings of the comparison": summary["settings"],
+            },
+        ),
     ]
 
 
@@ -101,55 +109,62 @@ def _quality(summary: dict[str, Any]) -> Section:
         ]
         for way in ways.values()
     ]
-    head = ["Way", *(MEASURES[name].label for name in measures)]
+    head = ["Way", *(headed(MEASURES[name]) for name in measures)]
     return Section(
         "How good the answers are",
-        statements=quality_statements(summary),
+        statements=quality_statements(summary, (ADAPTER,)),
         figures=[Figure("quality", bar_figure("quality", _rows(ways), panels), caption)],
-        tables=[Table(head, rows, "Value and 95 % interval over rows")],
+        tables=[Table(head, rows, "Mean over the rows and its 95 % interval")],
     )
 
 
 def _merging(summary: dict[str, Any]) -> Section:
-    head = [
-        "Way",
-        "Same answer",
-        "Tokens before they part",
-        "KL mean",
-        "KL largest",
-        "Same top token",
+    ways = {name: way for name, way in summary["ways"].items() if way["agreement"]}
+    columns: dict[str, Callable[[dict[str, Any]], float]] = {
+        "Same answer (%)": lambda found: 100 * found["identical"] / found["rows"],
+        "Tokens until they part (%)": lambda found: 100 * found["shared_prefix"],
+        "Same likeliest token (%)": lambda found: 100 * found["probe"]["top1_agreement"],
+    }
+    panels = [
+        Panel(title, [Bar(value(way["agreement"])) for way in ways.values()])
+        for title, value in columns.items()
     ]
-    rows = []
-    for way in summary["ways"].values():
-        found = way["agreement"]
-        if not found:
-            continue
-        probe = found.get("probe", {})
-        rows.append(
-            [
-                way["label"],
-                f"{found['identical']} of {found['rows']}",
-                f"{100 * found['shared_prefix']:.1f} %",
-                f"{probe['mean_kl']:.1e}" if probe else "–",
-                f"{probe['max_kl']:.1e}" if probe else "–",
-                f"{100 * probe['top1_agreement']:.1f} %" if probe else "–",
-            ]
-        )
-    caption = "Each way against the adapter; KL divergence in nats per response token"
-    tables = [Table(head, rows, caption)] if rows else []
+    head = ("Way", "Same answer", "Tokens until they part", "KL mean, nats", "KL largest, nats")
+    rows = [
+        [
+            way["label"],
+            f"{found['identical']} of {found['rows']}",
+            f"{100 * found['shared_prefix']:.1f} %",
+            f"{found['probe']['mean_kl']:.1e}",
+            f"{found['probe']['max_kl']:.1e}",
+        ]
+        for way in ways.values()
+        for found in [way["agreement"]]
+    ]
+    drawing = bar_figure("agreement", _rows(ways), panels) if ways else ""
+    caption = "Agreement of every way with the adapter: whole answers, tokens, next tokens."
     return Section(
         "What merging changes",
         statements=agreement_statements(summary),
-        tables=tables + _certificates(summary["certificates"]),
+        figures=[Figure("agreement", drawing, caption)] if ways else [],
+        tables=[
+            *([Table(head, rows, "Every way against the adapter")] if ways else []),
+            *_certificates(summary["certificates"]),
+        ],
     )
 
 
 def _certificates(certificates: Mapping[str, Any]) -> list[Table]:
     return [
         Table(
-            ("Check", "Found", "Result"),
+            ("Check", "Found", "Limit", "Result"),
             [
-                (check["name"], str(check.get("found", "")), "PASS" if check["passed"] else "FAIL")
+                (
+                    check["name"],
+                    f"{check['figure']:.3g}",
+                    f"{'≥' if check['at_least'] else '≤'} {check['limit']:g}",
+                    "PASS" if check["passed"] else "FAIL",
+                )
                 for check in certificate["checks"]
             ],
             f"Certificate of the {WAYS[way]} model: {'PASS' if certificate['passed'] else 'FAIL'}",
@@ -213,7 +228,7 @@ def _training(summary: dict[str, Any], training: Sequence[dict[str, Any]]) -> Se
         ]
         if steps or evaluations
         else [],
-        tables=[Table(("", ""), result, "result.json")],
+        tables=[Table((), result, "result.json")],
     )
 
 
@@ -223,32 +238,31 @@ def _points(entries: Sequence[dict[str, Any]], name: str) -> tuple[list[float], 
 
 def _samples(summary: dict[str, Any], entries: Sequence[dict[str, Any]]) -> Section:
     samples = [
-        Sample(
-            entry["instruction"],
-            entry["input"],
-            entry["expected"],
-            [
-                Verdict(
-                    way["label"], entry["answers"][name]["text"], entry["answers"][name]["correct"]
-                )
-                for name, way in summary["ways"].items()
-            ],
-        )
+        Sample(entry["instruction"], entry["input"], entry["expected"], _verdicts(summary, entry))
         for entry in entries
     ]
-    text = "The first held-out rows, in their order: not chosen by how they turned out."
+    text = (
+        "The first held-out rows, in their order: not chosen by how they turned out. Ways that "
+        "gave the same answer stand in one line."
+    )
     return Section(
         "Answers side by side", text, samples=samples[:SHOWN], more_samples=samples[SHOWN:]
     )
 
 
-def _settings(summary: dict[str, Any]) -> list[Table]:
-    environments = {
-        "Environment of the training": summary["environment"],
-        "Environment of the measurements": summary["measured_in"],
-        "Settings of the comparison": summary["settings"],
-    }
-    return setting_tables(summary["recipe"], environments)
+def _verdicts(summary: dict[str, Any], entry: dict[str, Any]) -> list[Verdict]:
+    """The different answers to one row, each with the ways that gave it."""
+    ways: dict[str, list[str]] = {}
+    for name, answer in entry["answers"].items():
+        ways.setdefault(answer["text"], []).append(name)
+    return [
+        Verdict(
+            ", ".join(summary["ways"][name]["label"] for name in names),
+            text,
+            entry["answers"][names[0]]["correct"],
+        )
+        for text, names in ways.items()
+    ]
 
 
 def _rows(ways: Mapping[str, Any]) -> list[tuple[str, int]]:

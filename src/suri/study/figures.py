@@ -115,42 +115,48 @@ def _draw_bars(axis: Any, rows: Sequence[tuple[str, int]], panel: Panel) -> None
         axis.barh(place, bar.value, height=0.55, color=PAINTS[SERIES[series]][0])
         end = bar.value
         if bar.low is not None and bar.high is not None and bar.high > bar.low:
-            axis.plot([bar.low, bar.high], [place, place], color=INK, linewidth=1.2)
+            reach = [[bar.value - bar.low], [bar.high - bar.value]]
+            axis.errorbar(bar.value, place, xerr=reach, color=INK, linewidth=1.2, capsize=2.5)
             end = max(bar.high, end)
         text = f"{bar.value:,.{panel.digits}f}"
         axis.text(end + most * 0.03, place, text, va="center", fontsize=9)
 
 
 def line_figure(
-    name: str, lines: Sequence[Line], x_label: str, y_label: str, *, x_ticks: Sequence[float] = ()
+    name: str, lines: Sequence[Line], x_label: str, y_label: str, *, x_names: Sequence[str] = ()
 ) -> str:
-    """Lines over one pair of axes, told apart by colour, dash and marker."""
+    """Lines over one pair of axes, told apart by colour, dash and marker.
+
+    With `x_names` the points stand at 0, 1, ... under these names, a little apart from each other.
+    """
     plt = _pyplot()
     with plt.rc_context(STYLE | {"svg.hashsalt": name}):
         figure, axis = plt.subplots(figsize=(9.2, 3.4), layout="constrained")
         axis.grid(visible=True, axis="y")
         axis.tick_params(length=0)
-        for line in lines:
-            _draw_line(axis, line)
+        for place, line in enumerate(lines):
+            _draw_line(axis, line, 0.02 * (place - (len(lines) - 1) / 2) if x_names else 0.0)
         axis.set_xlabel(x_label)
         axis.set_ylabel(y_label)
         axis.margins(x=0.03, y=0.1)
-        if x_ticks:
-            axis.set_xticks(x_ticks, [f"{tick:,.0f}" for tick in x_ticks])
+        if x_names:
+            axis.set_xticks(range(len(x_names)), x_names)
+            axis.set_xlim(-0.3, len(x_names) - 0.7)
         axis.legend()
         return _svg(plt, figure)
 
 
-def _draw_line(axis: Any, line: Line) -> None:
+def _draw_line(axis: Any, line: Line, aside: float) -> None:
     paint = PAINTS[SERIES[line.series]][0]
+    xs = [x + aside for x in line.xs]
     look = {"color": paint, "linestyle": DASHES[line.series], "label": line.label}
     if line.faint:
-        axis.plot(line.xs, line.ys, **look | {"linestyle": "-", "linewidth": 1, "alpha": 0.55})
+        axis.plot(xs, line.ys, **look | {"linestyle": "-", "linewidth": 1, "alpha": 0.55})
         return
     marker = {"marker": MARKERS[line.series], "markersize": 5, "linewidth": 2}
-    axis.plot(line.xs, line.ys, **look, **marker)
+    axis.plot(xs, line.ys, **look, **marker)
     if line.lows:
-        axis.vlines(line.xs, line.lows, line.highs, color=paint, linewidth=1)
+        axis.vlines(xs, line.lows, line.highs, color=paint, linewidth=1)
 
 
 def for_paper(svg: str) -> str:

@@ -1,11 +1,8 @@
 """Measure one way of running a model, in a process of its own: `measure SPEC.json OUT.json`."""
 
-import os
-import platform
-import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +22,7 @@ from suri.model.adapter import base_of
 from suri.model.load import find_base
 from suri.recipe import GREEDY
 from suri.train.loss import hidden_states, learned_rows, summed_loss
+from suri.train.run_folder import environment, peak_memory_bytes
 
 Part = Literal["speed", "answers", "losses", "probe"]
 
@@ -50,8 +48,6 @@ class Spec:
     device: str = "auto"
     rows: str = ""
     """File of the held-out rows."""
-    count: int = 24
-    """Rows used, the first of the file."""
     max_new_tokens: int = 32
     cutoff_len: int = 512
     parts: tuple[Part, ...] = ("speed", "answers", "losses", "probe")
@@ -60,8 +56,36 @@ class Spec:
 
 
 def measure(spec: Spec) -> dict[str, Any]:
-    """Open the model and measure the parts asked for, speed and memory first."""
+    """Open the model and measure the parts asked for; `speed` first, because it takes the peak.
+
+    The peak is that of the process until then: the pages of mapped weight files that were read
+    count too.
+    """
     base = str(find_base(base_of(Path(spec.run))["path"]))
+    model, load_seconds = open_timed(spec, base)
+    device = model.decoder.embedding.device.type
+    records = read_records(Path(spec.rows))
+    prompts = [encode_prompt(record, model.tokenizer, model.prompt) for record in records]
+    examples = encode_records(
+        records, model.tokenizer, model.prompt, cutoff_len=spec.cutoff_len, train_on_inputs=False
+    ).examples
+    makers: dict[Part, Callable[[], Any]] = {
+        "speed": lambda: {
+            "load_seconds": load_seconds,
+            **time_decoding(model, prompts, spec.max_new_tokens),
+            "peak_memory_bytes": peak_memory_bytes(device),
+            "bytes_on_disk": bytes_on_disk(spec, base),
+        },
+        "answers": lambda: answer(model, prompts, spec.max_new_tokens),
+        "losses": lambda: row_losses(model, examples),
+        "probe": lambda: probe(model, examples, spec),
+    }
+    found = {"way": spec.way, "environment": environment(device) | {"device": device}}
+    return found | {part: makers[part]() for part in spec.parts}
+
+
+def open_timed(spec: Spec, base: str) -> tuple[Model, float]:
+    """The model of a way, with the run's prompt, and the seconds until it was ready."""
     started = time.perf_counter()
     model = open_model(
         spec.model or base,
@@ -70,29 +94,8 @@ def measure(spec: Spec) -> dict[str, Any]:
         dtype=spec.dtype,
         device=spec.device,
     )
-    load_seconds = time.perf_counter() - started
-    model = replace(model, prompt=read_prompt(Path(spec.run)))
-    records = read_records(Path(spec.rows))[: spec.count]
-    prompts = [encode_prompt(record, model.tokenizer, model.prompt) for record in records]
-    encoded = encode_records(
-        records, model.tokenizer, model.prompt, cutoff_len=spec.cutoff_len, train_on_inputs=False
-    )
-    measured: dict[str, Any] = {"way": spec.way, "environment": environment(model)}
-    for part in spec.parts:
-        if part == "speed":
-            measured["speed"] = {
-                "load_seconds": load_seconds,
-                **time_decoding(model, prompts, spec.max_new_tokens),
-                "peak_memory_bytes": peak_memory_bytes(model),
-                "bytes_on_disk": bytes_on_disk(spec, base),
-            }
-        elif part == "answers":
-            measured["answers"] = answer(model, prompts, spec.max_new_tokens)
-        elif part == "losses":
-            measured["losses"] = row_losses(model, encoded.examples)
-        else:
-            measured["probe"] = probe(model, encoded.examples, spec)
-    return measured
+    seconds = time.perf_counter() - started
+    return replace(model, prompt=read_prompt(Path(spec.run))), seconds
 
 
 @torch.no_grad()
@@ -180,35 +183,12 @@ def _log_probabilities(model: Model, examples: Sequence[Example]) -> Iterator[to
         yield model.decoder.logits(hidden[learned]).log_softmax(dim=-1)
 
 
-def peak_memory_bytes(model: Model) -> int:
-    """Most memory held so far: of the GPU where the model is on one, else of this process.
-
-    The process's number counts the pages of weight files that are mapped and in memory.
-    """
-    device = model.decoder.embedding.device
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def bytes_on_disk(spec: Spec, base: str) -> int:
     """Bytes that this way needs on disk; the adapter's way needs base and adapter."""
     if spec.model:
         return size_bytes(Path(spec.model))
     adapter = Path(spec.run, "adapter_model.safetensors") if spec.way == "adapter" else None
     return size_bytes(Path(base)) + (size_bytes(adapter) if adapter else 0)
-
-
-def environment(model: Model) -> dict[str, Any]:
-    """What the figures depend on besides the model."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": str(model.decoder.embedding.device),
-        "threads": torch.get_num_threads(),
-        "cpu_cores": os.cpu_count(),
-    }
 
 
 def main(spec_path: str, out_path: str) -> int:

@@ -19,7 +19,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; the first column names the row."""
+    """Cells as text; the first column names the row. Without a head it holds names and values."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -69,20 +69,20 @@ class Section:
     more_samples: Sequence[Sample] = ()
 
 
-def setting_tables(recipe: Mapping[str, Any], environments: Mapping[str, Any]) -> list[Table]:
-    """The recipe, changed settings first, and the environments it was run and measured in."""
+def settings_section(recipe: Mapping[str, Any], environments: Mapping[str, Any]) -> Section:
+    """The recipe, and the environments and other settings that belong to the numbers."""
     defaults = settings_of(Recipe())
     changed = [name for name in recipe if recipe[name] != defaults.get(name)]
-    rest = [name for name in recipe if name not in changed]
-    recipe_rows = [
-        (name, _plain(recipe[name]), _plain(defaults.get(name, ""))) for name in changed + rest
-    ]
-    tables = [Table(("Setting", "Here", "Default"), recipe_rows, "Recipe, changed settings first")]
+    rows = [(name, _plain(recipe[name]), _plain(defaults.get(name))) for name in changed]
+    tables = [Table(("Setting", "Here", "Default"), rows, "Recipe: settings that were changed")]
     for title, values in environments.items():
-        if values:
-            rows = [(name, _plain(value)) for name, value in _flat(values)]
-            tables.append(Table(("", ""), rows, title))
-    return tables
+        tables.append(Table((), [(name, _plain(value)) for name, value in _flat(values)], title))
+    unchanged = ", ".join(
+        f"{name} {_plain(value)}" for name, value in recipe.items() if name not in changed
+    )
+    return Section(
+        "Recipe and environment", f"Settings left as they are: {unchanged}.", tables=tables
+    )
 
 
 def threats(recipe: Mapping[str, Any], rows: int, environment: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,6 @@
 """Sentences that say of the numbers what their intervals carry, and no more."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,14 +42,20 @@ def quantity(measure: Measure, value: float) -> str:
 
 
 def with_interval(measure: Measure, summary: dict[str, Any]) -> str:
-    """A number, its unit and its 95 % interval."""
-    found = interval_of(summary)
-    low, high = (number(end * measure.scale, measure.digits) for end in (found.low, found.high))
-    return f"{quantity(measure, found.value)} ({low} to {high})"
+    """A number and below it its 95 % interval; the unit is left to the head of the column."""
+    value, low, high = (
+        number(summary[end] * measure.scale, measure.digits) for end in ("value", "low", "high")
+    )
+    return f"{value}\n{low}\u00a0to\u00a0{high}"
 
 
-def quality_statements(summary: dict[str, Any]) -> list[Statement]:
-    """What changed from base to adapter, and from the adapter to each merged model."""
+def headed(measure: Measure) -> str:
+    """What stands at the head of a column: the name and its unit."""
+    return f"{measure.label}, {measure.unit}" if measure.unit else measure.label
+
+
+def quality_statements(summary: dict[str, Any], ours: Container[str]) -> list[Statement]:
+    """How the ways in `ours` differ: the adapter from the base, a merged model from the adapter."""
     return [
         difference(
             MEASURES[found["measure"]],
@@ -58,6 +64,7 @@ def quality_statements(summary: dict[str, Any]) -> list[Statement]:
             interval_of(found),
         )
         for found in summary["differences"]
+        if found["ours"] in ours
     ]
 
 
@@ -87,27 +94,23 @@ def difference(measure: Measure, ours: str, theirs: str, found: Interval) -> Sta
 
 
 def agreement_statements(summary: dict[str, Any]) -> list[Statement]:
-    """How far each merged model gives what the adapter gives."""
-    return [
+    """How far each merged model gives what the adapter gives, and how good it is against it."""
+    same = [
         Statement(_agreement(WAYS[way], agreement), is_claim=True)
         for way in (HF, META)
         if (agreement := summary["ways"].get(way, {}).get("agreement"))
     ]
+    return same + quality_statements(summary, (HF, META))
 
 
 def _agreement(label: str, agreement: dict[str, Any]) -> str:
-    text = (
+    probe = agreement["probe"]
+    return (
         f"{label} gives the adapter’s answer, token by token, "
-        f"on {agreement['identical']} of {agreement['rows']} rows"
+        f"on {agreement['identical']} of {agreement['rows']} rows; at {probe['tokens']} response "
+        f"tokens both like the same next token best in {100 * probe['top1_agreement']:.1f} %, and "
+        f"the largest KL divergence is {probe['max_kl']:.1e} nats."
     )
-    probe = agreement.get("probe")
-    if probe:
-        text += (
-            f"; at {probe['tokens']} response tokens both like the same next token best in "
-            f"{100 * probe['top1_agreement']:.1f} % and the largest KL divergence is "
-            f"{probe['max_kl']:.1e} nats"
-        )
-    return text + "."
 
 
 def speed_statements(summary: dict[str, Any]) -> list[Statement]:

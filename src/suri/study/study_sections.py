@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from suri.study.figures import Bar, Line, Panel, bar_figure, line_figure
-from suri.study.sections import Figure, Section, Table, Tile, setting_tables, threats
+from suri.study.sections import Figure, Section, Table, Tile, settings_section, threats
 from suri.study.statements import (
     cost_statements,
     loss_statements,
@@ -41,12 +41,7 @@ def study_sections(summary: dict[str, Any]) -> list[Section]:
                 *_seeds(summary["plan"]["seeds"]),
             ],
         ),
-        Section(
-            "Recipe and environment",
-            tables=setting_tables(
-                summary["recipe"], {"Environment of the trials": summary["environment"]}
-            ),
-        ),
+        settings_section(summary["recipe"], {"Environment": summary["environment"]}),
     ]
 
 
@@ -126,12 +121,13 @@ def _speed_ups(methods: Sequence[dict[str, Any]]) -> list[Table]:
         ]
         for found in methods
     ]
-    head = ("Rows", "Speed-up", "Memory saved", "Held-out loss, difference")
+    head = ("Rows", "Speed-up, times", "Memory saved", "Held-out loss, difference in nats/token")
     return [Table(head, rows, "QLoRA against LoRA, with 95 % intervals")] if rows else []
 
 
 def _quality(summary: dict[str, Any]) -> Section:
     groups = summary["groups"]
+    sizes = sorted({group["rows"] for group in groups})
     lines = []
     for method, label in METHODS.items():
         found = [group for group in groups if group["quantize"] == method]
@@ -140,19 +136,20 @@ def _quality(summary: dict[str, Any]) -> Section:
             lines.append(
                 Line(
                     label,
-                    [group["rows"] for group in found],
+                    [sizes.index(group["rows"]) for group in found],
                     [loss["value"] for loss in losses],
                     SERIES[method],
                     [loss["low"] for loss in losses],
                     [loss["high"] for loss in losses],
                 )
             )
-    sizes = sorted({group["rows"] for group in groups})
-    drawing = line_figure("sizes", lines, "training rows", "held-out loss", x_ticks=sizes)
+    drawing = line_figure(
+        "sizes", lines, "training rows", "held-out loss", x_names=[f"{size:,}" for size in sizes]
+    )
     rows = [
         [
             *_names(group),
-            quantity(MEASURES["loss"], group["base_loss"]),
+            number(group["base_loss"], 3),
             with_interval(MEASURES["loss"], group["loss"]),
         ]
         for group in groups
@@ -169,7 +166,7 @@ def _quality(summary: dict[str, Any]) -> Section:
             Table(
                 ("Rows", "Method", "Base", "Trained"),
                 rows,
-                "Held-out loss per learned token, and its 95 % interval over rows",
+                "Held-out loss in nats per learned token, and its 95 % interval over rows",
             )
         ],
     )

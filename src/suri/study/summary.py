@@ -31,8 +31,8 @@ class Measure:
 
 MEASURES = {
     "exact_match": Measure("Exact match", "%", 100, 1),
-    "rouge_l": Measure("ROUGE-L", "", matters=0.0005),
-    "loss": Measure("Response loss", "nats/token", matters=0.0005),
+    "rouge_l": Measure("ROUGE-L", "", matters=0.001),
+    "loss": Measure("Response loss", "nats/token", matters=0.001),
     "perplexity": Measure("Perplexity", digits=2),
     "stop_rate": Measure("Ended by itself", "%", 100, 1),
     "answer_tokens": Measure("Answer length", "tokens", digits=1),
@@ -137,7 +137,7 @@ def _agreement(entries: Sequence[Entry], way: str, probe: dict[str, Any] | None)
         "identical": sum(answer["same_as_adapter"] for answer in answers),
         "rows": len(answers),
         "shared_prefix": sum(answer["shared_prefix"] for answer in answers) / len(answers),
-        **({"probe": probe} if probe else {}),
+        "probe": probe,
     }
 
 

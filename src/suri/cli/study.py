@@ -1,0 +1,144 @@
+"""`suri compare`, `suri study` and `suri report`: run, print a table, say where the report is."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from suri.files import read_json
+from suri.study.compare import Comparison, compare
+from suri.study.plan import read_plan
+from suri.study.report import COMPARE, STUDY, write_report
+from suri.study.run import run_plan
+from suri.study.statements import number, quantity
+from suri.study.summary import MEASURES, METHODS, SPEEDS
+
+
+@dataclass(frozen=True)
+class StudyCommand:
+    """Which study to run, and where its results go."""
+
+    plan: Path
+    """TOML file with [recipe] and [study]."""
+    output_dir: str = ""
+    """Folder for the results ("": the plan's name, here)."""
+
+
+@dataclass(frozen=True)
+class ReportCommand:
+    """Which folder to write the report of."""
+
+    folder: Path
+    """Folder that `suri compare` or `suri study` wrote."""
+
+
+def run_compare(argv: list[str]) -> None:
+    """Parse and run `suri compare RUN`."""
+    settings = _parse(Comparison, argv, "compare", "Base, adapter and merged models, side by side.")
+    _finish(compare(settings, _speaker()))
+
+
+def run_study(argv: list[str]) -> None:
+    """Parse and run `suri study PLAN.toml`."""
+    asked = _parse(StudyCommand, argv, "study", "LoRA and QLoRA over sizes of data.")
+    folder = Path(asked.output_dir.strip() or asked.plan.stem)
+    _finish(run_plan(read_plan(asked.plan), folder, _speaker()))
+
+
+def run_report(argv: list[str]) -> None:
+    """Parse and run `suri report FOLDER`."""
+    asked = _parse(ReportCommand, argv, "report", "Write the report of a folder of results again.")
+    _finish(write_report(asked.folder))
+
+
+def _parse(kind: type[Any], argv: list[str], verb: str, description: str) -> Any:
+    return tyro.cli(
+        kind,
+        args=argv,
+        prog=f"suri {verb}",
+        description=description,
+        config=(tyro.conf.PositionalRequiredArgs,),
+        use_underscores=True,
+    )
+
+
+def _speaker() -> Any:
+    """A function that prints what is being done, and the seconds since the start."""
+    started = time.perf_counter()
+    console = Console(highlight=False)
+
+    def say(text: str) -> None:
+        console.print(f"[dim]{time.perf_counter() - started:6.0f} s[/]  {escape(text)}")
+
+    return say
+
+
+def _finish(report: Path) -> None:
+    """Print the results of the report's folder as a table, then the report's path."""
+    console = Console(highlight=False)
+    folder = report.parent
+    is_comparison = (folder / COMPARE).is_file()
+    console.print(
+        _ways_table(read_json(folder / COMPARE))
+        if is_comparison
+        else _groups_table(read_json(folder / STUDY))
+    )
+    console.print(f"report: [bold]{escape(str(report))}[/]", soft_wrap=True)
+
+
+def _ways_table(summary: dict[str, Any]) -> Table:
+    table = Table(title=f"{summary['rows']} held-out rows", title_justify="left")
+    table.add_column("")
+    measures = [name for name in ("exact_match", "rouge_l", "loss") if _has(summary, name)]
+    speeds = ("tokens_per_second", "peak_memory_bytes")
+    for measure in [MEASURES[name] for name in measures] + [SPEEDS[name] for name in speeds]:
+        table.add_column(measure.label, justify="right")
+    table.add_column("Same answer as adapter", justify="right")
+    for way in summary["ways"].values():
+        same = way["agreement"]
+        table.add_row(
+            way["label"],
+            *(quantity(MEASURES[name], way["quality"][name]["value"]) for name in measures),
+            *(quantity(SPEEDS[name], way["speed"][name]["median"]) for name in speeds),
+            f"{same['identical']} of {same['rows']}" if same else "–",
+        )
+    return table
+
+
+def _has(summary: dict[str, Any], measure: str) -> bool:
+    return all(measure in way["quality"] for way in summary["ways"].values())
+
+
+def _groups_table(summary: dict[str, Any]) -> Table:
+    table = Table(title=f"{summary['held_out_rows']} held-out rows", title_justify="left")
+    columns = (
+        "Rows",
+        "Method",
+        "Time per step",
+        "Peak memory",
+        "Base",
+        "Held-out loss",
+        "Speed-up",
+    )
+    for column in columns:
+        table.add_column(column, justify="left" if column == "Method" else "right")
+    speed_ups = {found["rows"]: found["speed_up"] for found in summary["methods"]}
+    for group in summary["groups"]:
+        speed_up = speed_ups.get(group["rows"]) if group["quantize"] == "nf4" else None
+        table.add_row(
+            f"{group['rows']:,}",
+            METHODS[group["quantize"]],
+            f"{number(group['seconds_per_step']['median'], 2)} s",
+            quantity(SPEEDS["peak_memory_bytes"], group["peak_memory_bytes"]["median"]),
+            number(group["base_loss"], 3),
+            number(group["loss"]["value"], 3),
+            f"{number(speed_up['value'], 2)}×" if speed_up else "",
+        )
+    failed = sum(trial["status"] == "failed" for trial in summary["trials"])
+    table.caption = f"{failed} trials failed; the report says why" if failed else None
+    return table
