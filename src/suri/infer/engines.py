@@ -1,0 +1,169 @@
+"""Opening any model, with or without an adapter, and answering records with it."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import torch
+
+from suri.data.encode import encode_prompt
+from suri.data.prompt import Prompt, read_prompt
+from suri.data.records import Record
+from suri.errors import UsageError
+from suri.infer.generate import generate, stream
+from suri.model.adapter import base_of, is_adapter, read_adapter
+from suri.model.config import read_config
+from suri.model.decoder import Decoder
+from suri.model.load import base_identity, choose_device, find_base, load_decoder
+from suri.model.tokenizer import FILE, SENTENCEPIECE, Tokenizer, read_tokenizer
+from suri.recipe import EMBEDDED, Decoding
+
+log = logging.getLogger(__name__)
+
+HALF_A_CHARACTER = "\ufffd"
+"""What decoding gives for bytes that are no whole character, yet."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer: its text, its number of tokens, and whether it ended by itself."""
+
+    text: str
+    tokens: int
+    stopped: bool
+
+
+@dataclass(frozen=True)
+class Model:
+    """A decoder with the tokenizer and the prompt that belong to it; `label` names it to people."""
+
+    decoder: Decoder
+    tokenizer: Tokenizer
+    prompt: Prompt
+    label: str
+
+    def answer(
+        self, records: Sequence[Record], decoding: Decoding, stop: Event | None = None
+    ) -> list[Answer]:
+        """Answer all records, batched; `stop` ends them within one token."""
+        prompts = [self._ids(record) for record in records]
+        found = generate(self.decoder, prompts, self.tokenizer.eos_id, decoding, stop=stop)
+        return [Answer(self.tokenizer.decode(g.ids), len(g.ids), g.stopped) for g in found]
+
+    def stream(
+        self, record: Record, decoding: Decoding, stop: Event | None = None
+    ) -> Iterator[str]:
+        """Yield one piece of text for each token; joined they are the answer's text.
+
+        A piece is empty while a character of several tokens is incomplete.
+        """
+        ids: list[int] = []
+        shown = text = ""
+        for token in stream(
+            self.decoder, self._ids(record), self.tokenizer.eos_id, decoding, stop=stop
+        ):
+            ids.append(token)
+            text = self.tokenizer.decode(ids)
+            ready = shown if text.endswith(HALF_A_CHARACTER) else text
+            yield ready[len(shown) :]
+            shown = ready
+        if text != shown:
+            yield text[len(shown) :]
+
+    def _ids(self, record: Record) -> list[int]:
+        return [int(token) for token in encode_prompt(record, self.tokenizer, self.prompt)]
+
+
+def open_model(
+    model: str,
+    *,
+    lora_weights: str = "",
+    load_8bit: bool = False,
+    quantize: str | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+) -> Model:
+    """Open `embedded`, a run or adapter folder, or a model folder in HF's or Meta's format.
+
+    With `lora_weights`, `model` is the base and that folder the adapter; a run or adapter folder
+    alone brings the base it records. `quantize` None stores the base as in the adapter's
+    training; `load_8bit` stores it as int8. The prompt is the one saved with adapter or model,
+    else alpaca's.
+
+    Raises UsageError for no such folder, neither model nor adapter, or an adapter for another
+    base; Corrupt for a file that is not what its format says.
+    """
+    base, adapter_folder = _places(model.strip(), lora_weights.strip())
+    adapter = read_adapter(adapter_folder) if adapter_folder else None
+    recorded = adapter.base if adapter else {}
+    _warn_of_other_base(base, recorded)
+    storage = "int8" if load_8bit else quantize or recorded.get("quantize") or "none"
+    place = choose_device(device)
+    if adapter:
+        adapter.check_fits(read_config(base))  # before gigabytes are read
+    decoder = load_decoder(
+        base, quantize=storage, dtype=getattr(torch, dtype), device=place, adapter=adapter
+    )
+    label = f"{adapter_folder} on {base.name}" if adapter_folder else model.strip()
+    return Model(
+        decoder=decoder,
+        tokenizer=read_tokenizer(_with_tokenizer(base, adapter_folder)),
+        prompt=read_prompt(adapter_folder or base),
+        label=", ".join([label, *([storage] if storage != "none" else []), place]),
+    )
+
+
+def _places(model: str, lora_weights: str) -> tuple[Path, Path | None]:
+    """The folders of the base and of the adapter, if there is one."""
+    if lora_weights:
+        return find_base(model), Path(lora_weights).expanduser()
+    folder = Path(model).expanduser()
+    if model != EMBEDDED and is_adapter(folder):
+        return _recorded_base(folder), folder
+    if model != EMBEDDED and folder.is_dir() and not _is_model(folder):
+        raise UsageError(
+            f"{folder} holds neither a model nor an adapter",
+            found=", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing",
+            do="give the output_dir of a finished training, or a folder with config.json or "
+            "params.json",
+        )
+    return find_base(model), None
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "params.json"))
+
+
+def _recorded_base(adapter_folder: Path) -> Path:
+    """The base that an adapter names."""
+    recorded = str(base_of(adapter_folder).get("path") or "")
+    if recorded and (recorded == EMBEDDED or Path(recorded).is_dir()):
+        return find_base(recorded)
+    raise UsageError(
+        f"the base of the adapter {adapter_folder} is not here",
+        found=f"recorded as {recorded}" if recorded else "the adapter names none",
+        do=f"name it: --base_model FOLDER --lora_weights {adapter_folder}",
+    )
+
+
+def _warn_of_other_base(base: Path, recorded: dict[str, Any]) -> None:
+    """Say it when an adapter meets other weights than it was trained on, as far as one can see.
+
+    A copy in another dtype differs too and is of use, so this is no error.
+    """
+    known = recorded.get("fingerprint")
+    if not known or base.resolve() == Path(str(recorded.get("path"))).resolve():
+        return
+    if base_identity(base, "none")["fingerprint"] != known:
+        log.warning("the adapter was trained on other weights (%s)", recorded.get("path"))
+
+
+def _with_tokenizer(base: Path, adapter_folder: Path | None) -> Path:
+    """The base, or the adapter's folder where only that has a tokenizer."""
+    names = (FILE, SENTENCEPIECE)
+    if adapter_folder and not any((base / name).is_file() for name in names):
+        return adapter_folder
+    return base
