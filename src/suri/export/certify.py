@@ -135,7 +135,7 @@ def check_targets(merge: Merge, output: Mapping[str, Tensor]) -> Check:
             terms = np.abs(weight) + scaling * (np.abs(b[rows]) @ np.abs(a))
             allowed = _half_spacing(exact, merge.dtype_name) + (r + 4) * 2.0**-24 * terms
             worst = max(worst, float(np.max(np.abs(found - exact) / allowed)))
-    return Check(f"{len(_targets(merge))} targets are W + BA, error in roundings", worst, 1.0)
+    return Check(f"{len(_targets(merge))} targets: largest error of W + BA, in roundings", worst, 1)
 
 
 def check_others(merge: Merge, output: Mapping[str, Tensor], to: str) -> Check:
@@ -148,7 +148,8 @@ def check_others(merge: Merge, output: Mapping[str, Tensor], to: str) -> Check:
         name not in output or not _same_bits(output[name], merge.base[source].to(merge.dtype))
         for name, source in others.items()
     )
-    return Check(f"{len(others)} other tensors, how many differ", wrong + len(strange), 0)
+    name = f"{len(others)} other tensors: how many are not the base's"
+    return Check(name, wrong + len(strange), 0)
 
 
 def check_logits(merge: Merge, folder: Path, to: str) -> tuple[str, tuple[Check, ...]]:

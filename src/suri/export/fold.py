@@ -12,7 +12,7 @@ from suri.errors import Corrupt, UsageError
 from suri.model.adapter import Adapter, read_adapter
 from suri.model.config import read_config
 from suri.model.linear import nf4_roundtrip
-from suri.model.load import find_base, open_weights
+from suri.model.load import base_identity, find_base, open_weights
 from suri.model.tokenizer import FILE, SENTENCEPIECE, Tokenizer, read_tokenizer
 
 BLOCK_BYTES = 64_000_000
@@ -95,10 +95,11 @@ def open_merge(
     """Open an adapter and its base (the recorded one unless given) and check that they fit.
 
     `dtype` auto is the base's own. `merge_base` matters for adapters trained on nf4 alone.
-    Raises UsageError listing every module that the base lacks or has in another shape.
+    Raises UsageError for another base than the adapter's, listing what does not fit.
     """
     adapter = read_adapter(adapter_folder)
     folder = base_folder or find_base(str(adapter.base.get("path") or ""))
+    _check_same_base(adapter, folder)
     trained_on_nf4 = adapter.base.get("quantize") == "nf4"
     quantize = "nf4" if trained_on_nf4 and merge_base == "dequantized" else "none"
     base = MergeBase(folder, dequantized=quantize == "nf4")
@@ -137,6 +138,17 @@ def add_delta(weight: Tensor, adapter: Adapter, module: str, dtype: torch.dtype)
         rows = slice(start, start + step)
         merged[rows] = weight[rows].float() + adapter.weight_delta(module, rows)
     return merged
+
+
+def _check_same_base(adapter: Adapter, folder: Path) -> None:
+    """Raise UsageError where the adapter recorded another base than this one."""
+    recorded = adapter.base.get("fingerprint")
+    if recorded and recorded != base_identity(folder, "none")["fingerprint"]:
+        raise UsageError(
+            f"{folder} is not the base that this adapter was trained on",
+            found="other tensors than the fingerprint in the adapter's base.json says",
+            do=f"give the one it was trained on, then at {adapter.base.get('path')}",
+        )
 
 
 def _dtype(name: str, base: MergeBase) -> torch.dtype:

@@ -1,0 +1,113 @@
+"""`suri merge` and `suri verify`: weights out of a run, and the proof that they are its sum."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from suri.export.fold import Report
+
+Flags = TypeVar("Flags")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeFlags:
+    """Fold an adapter into its base and prove the result."""
+
+    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
+    """Run folder, or any LoRA adapter folder in PEFT's format."""
+    to: Literal["hf", "meta"]
+    """hf: a Hugging Face folder. meta: consolidated.00.pth and params.json."""
+    output_dir: str
+    """Folder to write; it must not exist yet."""
+    base_model: str = ""
+    """Folder of the base ("": where the adapter says it is)."""
+    merge_base: Literal["dequantized", "original"] = "dequantized"
+    """For an adapter trained on nf4: the base as it was in training, or as it was before."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Numbers of the result (auto: the base's own)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyFlags:
+    """Check a merge's certificate again: checksums, and logits where base and adapter remain."""
+
+    folder: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
+    """Folder that `suri merge` has written."""
+
+
+def run_merge(args: list[str]) -> None:
+    """Parse `suri merge`, write the folder and print its certificate; the last line is PASS."""
+    flags = _parse(MergeFlags, args, "suri merge")
+    from suri.export.hf import write_hf
+    from suri.export.meta import write_meta
+    from suri.model.load import find_base
+
+    write = {"hf": write_hf, "meta": write_meta}[flags.to]
+    out = Path(flags.output_dir.strip())
+    with _bar() as report:
+        certificate = write(
+            find_base(flags.base_model) if flags.base_model.strip() else None,
+            Path(flags.run.strip()),
+            out,
+            flags.dtype,
+            merge_base=flags.merge_base,
+            report=report,
+        )
+    print(*certificate.checks, sep="\n")
+    print(f"PASS {flags.to} {out}")
+
+
+def run_verify(args: list[str]) -> None:
+    """Parse `suri verify` and check; prints PASS, or raises Corrupt with what is wrong."""
+    flags = _parse(VerifyFlags, args, "suri verify")
+    from suri.errors import Corrupt
+    from suri.export.certify import verify
+
+    folder = Path(flags.folder.strip())
+    with _bar() as report:
+        certificate, left_out = verify(folder, report)
+    print("ok   every file has its checksum")
+    print(*certificate.checks, *([f"note: {left_out}"] if left_out else []), sep="\n")
+    if not certificate.passed:
+        raise Corrupt(f"{folder} no longer gives the logits of base and adapter")
+    print(f"PASS {certificate.to} {folder}")
+
+
+def _parse(flags: type[Flags], args: list[str], program: str) -> Flags:
+    return tyro.cli(
+        flags,
+        args=args,
+        prog=program,
+        config=(tyro.conf.FlagConversionOff,),
+        use_underscores=True,
+    )
+
+
+@contextmanager
+def _bar() -> Iterator["Report"]:
+    """A bar for each stage on a terminal, nothing in a file."""
+    console = Console(stderr=True)
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    tasks = {}
+
+    def report(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            tasks[stage] = progress.add_task(stage, total=total)
+        progress.update(tasks[stage], completed=done)
+
+    with progress:
+        yield report
