@@ -15,7 +15,7 @@ from suri.data.records import Record, write_records
 from suri.data.split import load_rows
 from suri.errors import UsageError
 from suri.files import sha256
-from suri.recipe import Quantize, Recipe, recipe_from_toml, settings_of
+from suri.recipe import Quantize, Recipe, settings_of, with_settings
 
 DATA = "data"
 
@@ -43,11 +43,16 @@ class Trial:
 def read_plan(path: Path) -> Plan:
     """Read [recipe] and [study] of a TOML file.
 
-    Raises UsageError for an unknown name, a wrong type, or an empty list.
+    Raises UsageError for no such file, an unknown name, a wrong type, or an empty list.
     """
-    recipe = recipe_from_toml(path)
-    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such plan") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
+        raise UsageError(f"{path}: not a TOML file", found=str(problem)) from None
     _refuse_unknown(table, ("recipe", "study"), path)
+    recipe = with_settings(Recipe(), table.get("recipe", {}), str(path))
     study = table.get("study", {})
     kinds: dict[str, Any] = {"quantize": get_args(Quantize), "rows": int, "seeds": int}
     _refuse_unknown(study, tuple(kinds), path)

@@ -1,0 +1,53 @@
+from xml.etree import ElementTree
+
+from suri.study.figures import PAINTS, Bar, Line, Panel, bar_figure, for_paper, line_figure
+
+ROWS = [("base", 0), ("merged Meta", 3)]
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def texts(svg):
+    return ["".join(one.itertext()) for one in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+
+
+def test_bars_show_their_rows_titles_and_values():
+    panels = [
+        Panel("Exact match (%)", [Bar(12.5, 3.1, 40.2), None]),
+        Panel("s", [Bar(7), Bar(0)], 3),
+    ]
+    shown = texts(bar_figure("quality", ROWS, panels))
+    assert {"base", "merged Meta", "Exact match (%)", "12.5", "7.000", "0.000"} <= set(shown)
+
+
+def test_lines_show_their_names():
+    lines = [Line("training", [1, 2], [3.0, 2.0], 0, faint=True), Line("held out", [0], [2.5], 1)]
+    shown = texts(line_figure("training", lines, "step", "loss"))
+    assert {"training", "held out", "step", "loss"} <= set(shown)
+    named = line_figure(
+        "sizes",
+        [Line("LoRA", [0, 1], [2, 1], 1, [1, 0], [3, 2])],
+        "rows",
+        "loss",
+        x_names=["64", "1,000"],
+    )
+    assert {"64", "1,000"} <= set(texts(named))
+
+
+def test_drawings_take_their_colours_from_the_page_and_clash_in_no_id():
+    first = bar_figure("first", ROWS, [Panel("a", [Bar(1, 0.5, 2), Bar(2)])])
+    second = bar_figure("second", ROWS, [Panel("a", [Bar(1, 0.5, 2), Bar(2)])])
+    assert "var(--c0)" in first
+    assert "var(--c3)" in first
+    assert not [stand_in for stand_in, _ in PAINTS.values() if stand_in in first]
+    ids = [
+        [one.attrib["id"] for one in ElementTree.fromstring(svg).iter() if "id" in one.attrib]
+        for svg in (first, second)
+    ]
+    assert ids[0]
+    assert not set(ids[0]) & set(ids[1])
+    assert PAINTS["c3"][1] in for_paper(first)
+
+
+def test_the_same_numbers_give_the_same_drawing():
+    again = [line_figure("x", [Line("a", [0, 1], [1, 2], 1)], "x", "y") for _ in range(2)]
+    assert again[0] == again[1]

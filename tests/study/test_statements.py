@@ -1,0 +1,105 @@
+import pytest
+
+from suri.study.scores import Interval, difference_interval
+from suri.study.statements import (
+    cost_statements,
+    difference,
+    number,
+    quantity,
+    speed_statements,
+    with_interval,
+)
+from suri.study.summary import MEASURES, SPEEDS
+
+EXACT, LOSS = MEASURES["exact_match"], MEASURES["loss"]
+
+
+def test_numbers_keep_their_decimals_and_never_show_as_zero():
+    assert number(1234.567, 1) == "1,234.6"
+    assert number(-0.25, 3) == "−0.250"
+    assert number(0.0, 2) == "0.00"
+    assert number(0.00004, 3) == "4.0e-05"
+    assert quantity(EXACT, 0.834) == "83.4 %"
+    assert quantity(SPEEDS["peak_memory_bytes"], 1.2345e9) == "1,234 MB"
+    shown = with_interval(EXACT, {"value": 0.5, "low": 0.25, "high": 0.875, "rows": 9})
+    assert shown == "50.0\n25.0\u00a0to\u00a087.5"
+
+
+def test_a_clear_change_is_a_claim_with_its_direction():
+    found = difference(EXACT, "adapter", "base", Interval(-0.5, -0.75, -0.2, 24))
+    assert found.is_claim
+    assert found.text == (
+        "Exact match: lower with adapter than with base "
+        "(−50.0 points; 95 % interval −75.0 to −20.0, n = 24)."
+    )
+
+
+def test_an_interval_around_zero_claims_nothing():
+    found = difference(EXACT, "adapter", "base", Interval(0.04, -0.08, 0.17, 24))
+    assert not found.is_claim
+    assert "no difference found between base and adapter (4.0 points" in found.text
+
+
+def test_identical_ways_are_equal_on_every_row():
+    scores = [0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0]
+    found = difference(EXACT, "merged HF", "adapter", difference_interval(scores, scores))
+    assert found.is_claim
+    assert found.text == "Exact match: merged HF and adapter are equal on every row (n = 9)."
+
+
+def test_a_difference_too_small_to_matter_is_called_equal():
+    found = difference(LOSS, "merged HF", "adapter", Interval(3e-7, 1e-7, 5e-7, 24))
+    assert found.is_claim
+    assert "merged HF equals adapter to within 0.001 nats/token" in found.text
+    assert "3.0e-07" in found.text
+
+
+def test_opposite_changes_that_cancel_are_not_called_equal():
+    # Four rows better, four worse, by as much: the mean is 0 and the ways are not the same.
+    ours, theirs = [1.0, 0.0] * 4, [0.0, 1.0] * 4
+    found = difference(EXACT, "merged HF", "adapter", difference_interval(ours, theirs))
+    assert not found.is_claim
+    assert "no difference found" in found.text
+
+
+@pytest.mark.parametrize("value", [1.0, 0.0])
+def test_too_few_rows_claim_nothing_however_large_the_change(value):
+    found = difference(EXACT, "adapter", "base", Interval(value, value, value, 7))
+    assert not found.is_claim
+    assert "7 rows are too few" in found.text
+
+
+def speeds(ours, theirs, repeats):
+    def spread(values):
+        same = dict(zip(("low", "median", "high"), values, strict=True), repeats=repeats)
+        return {"speed": dict.fromkeys(SPEEDS, same)}
+
+    return {"ways": {"adapter": spread(theirs), "hf": spread(ours)}}
+
+
+def test_one_timing_claims_nothing_and_says_so():
+    found = speed_statements(speeds((20.0,) * 3, (10.0,) * 3, repeats=1))[0]
+    assert not found.is_claim
+    assert found.text.endswith("2.00 times as much (measured once each).")
+
+
+def test_repeated_timings_claim_only_what_lies_apart():
+    apart = speed_statements(speeds((19, 20, 21), (9, 10, 11), repeats=3))[0]
+    assert apart.is_claim
+    assert "medians of 3 processes each" in apart.text
+    overlapping = speed_statements(speeds((10, 20, 21), (9, 10, 11), repeats=3))[0]
+    assert not overlapping.is_claim
+    assert "no difference found" in overlapping.text
+
+
+def test_a_speed_up_whose_interval_holds_one_is_no_claim():
+    def found(low, high):
+        speed_up = {"value": (low + high) / 2, "low": low, "high": high, "rows": 30}
+        summary = {
+            "methods": [{"rows": 64, "seeds": [0], "speed_up": speed_up, "memory_saved": 0.25}]
+        }
+        return cost_statements(summary)
+
+    assert found(1.1, 1.3)[0].is_claim
+    assert not found(0.9, 1.3)[0].is_claim
+    assert "QLoRA peaks at 25 % less memory than LoRA (one run each)." in found(1.1, 1.3)[1].text
