@@ -2,6 +2,7 @@
 
 import sys
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from suri.files import readable_bytes
-from suri.recipe import ALPACA_LORA, Recipe, recipe_from_toml, with_settings
+from suri.recipe import ALPACA_LORA, GREEDY, Recipe, recipe_from_toml, with_settings
 
 NOT_USED = ("--wandb_project", "--wandb_run_name", "--wandb_watch", "--wandb_log_model")
 
@@ -54,12 +55,16 @@ def parse(argv: list[str], start: Recipe, program: str) -> Recipe:
 
 
 def _train(recipe: Recipe) -> None:
-    from suri.infer.generate import greedy_answers
+    from suri.infer.generate import generate
     from suri.train.run import train
+
+    def answer(decoder: Any, prompts: list[Any], eos_id: int, tokens: int) -> list[list[int]]:
+        decoding = replace(GREEDY, max_new_tokens=tokens)
+        return [list(answer.ids) for answer in generate(decoder, prompts, eos_id, decoding)]
 
     screen = Screen()
     with screen.progress:
-        result = train(recipe, screen.listen, greedy_answers)
+        result = train(recipe, screen.listen, answer)
     screen.finish(recipe.output_dir.strip(), result)
 
 

@@ -67,7 +67,6 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     elif (folder / SENTENCEPIECE).is_file():
         backend = _from_sentencepiece(folder / SENTENCEPIECE)
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
-        config.setdefault("add_bos_token", True)
     else:
         raise UsageError(
             f"{folder} has no tokenizer",
@@ -154,8 +153,9 @@ def _from_sentencepiece(file: Path) -> Backend:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copyfile(file, folder / SENTENCEPIECE)
-        names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-        write_json(folder / CONFIG_FILE, {"tokenizer_class": "LlamaTokenizer", **names})
+        config = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}
+        config |= {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        write_json(folder / CONFIG_FILE, config)
         write_json(folder / "config.json", {"model_type": "llama"})
         try:
             converted = AutoTokenizer.from_pretrained(folder)

@@ -89,15 +89,7 @@ def recorded_recipe(folder: Path, asked: Recipe) -> Recipe:
 def environment(device: str) -> dict[str, Any]:
     """Machine and versions, for a reader who wants to repeat the run."""
     packages = {}
-    for name in (
-        "suri",
-        "torch",
-        "tokenizers",
-        "safetensors",
-        "bitsandbytes",
-        "transformers",
-        "peft",
-    ):
+    for name in ("suri", "torch", "tokenizers", "bitsandbytes", "transformers", "peft"):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:
