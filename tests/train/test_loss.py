@@ -42,7 +42,9 @@ def trainable(folder: Path) -> Decoder:
     return decoder
 
 
-def gradients(decoder: Decoder, rows: int, dropout: float = 0.0) -> tuple[float, list[torch.Tensor]]:
+def gradients(
+    decoder: Decoder, rows: int, dropout: float = 0.0
+) -> tuple[float, list[torch.Tensor]]:
     examples = ragged_examples()
     batches = micro_batches(examples, max_rows=rows, token_budget=10_000)
     learned = sum(batch.learned_tokens for batch in batches)

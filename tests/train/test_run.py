@@ -1,0 +1,230 @@
+"""Whole runs of a tiny model: both engines, resume, interruption, what lies in the folder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import make_model, write_tokenizer
+from suri.data.records import Record, write_records
+from suri.errors import Diverged, Preempted, UsageError
+from suri.files import check_manifest
+from suri.model.adapter import WEIGHTS_FILE, read_adapter
+from suri.recipe import Recipe
+from suri.train.loop import Plan
+from suri.train.run import train
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """Rows of uneven length with something to learn."""
+    random = np.random.default_rng(3)
+    records = [
+        Record(f"say {n}", "x" * int(random.integers(0, 40)), "y" * int(random.integers(1, 30)))
+        for n in range(23)
+    ]
+    write_records(tmp_path / "rows.json", records)
+    return tmp_path / "rows.json"
+
+
+def recipe_for(base: Path, rows: Path, out: Path, **changes: Any) -> Recipe:
+    start = Recipe(
+        base_model=str(base), data_path=str(rows), output_dir=str(out), batch_size=4,
+        num_epochs=4, val_set_size=5, learning_rate=3e-3, lora_r=3, lora_alpha=8.0, seed=5,
+    )  # fmt: skip
+    return replace(start, **changes)
+
+
+def silent(event: str, numbers: dict[str, Any]) -> None:
+    """Listen to nothing."""
+
+
+def no_answers(decoder: Any, prompts: Sequence[Any], eos_id: int, tokens: int) -> list[list[int]]:
+    return [[2, 3] for _ in prompts]
+
+
+def metrics(folder: Path, name: str) -> list[float]:
+    lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if name in line]
+
+
+def test_both_engines_give_the_same_twenty_losses(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    for engine in ("suri", "reference"):
+        recipe = recipe_for(tiny, rows, tmp_path / engine, engine=engine, max_steps=20)
+        train(recipe, silent, no_answers)
+    ours, theirs = (metrics(tmp_path / e, "train/loss") for e in ("suri", "reference"))
+    assert len(ours) == len(theirs) == 20
+    assert ours == pytest.approx(theirs, rel=1e-4)
+    assert ours[-1] < 0.9 * ours[0]
+    first, second = (metrics(tmp_path / e, "eval/loss") for e in ("suri", "reference"))
+    assert first == pytest.approx(second, rel=1e-4)
+
+
+def test_nf4_trains_and_records_its_base(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    result = train(recipe_for(tiny, rows, tmp_path / "q", quantize="nf4"), silent, no_answers)
+    exact = train(recipe_for(tiny, rows, tmp_path / "n"), silent, no_answers)
+    assert result["held_out_loss"] < result["base_loss"]
+    assert result["base_loss"] != exact["base_loss"]
+    assert read_adapter(tmp_path / "q").base["quantize"] == "nf4"
+
+
+def test_the_run_folder_is_whole_and_its_adapter_the_best(
+    tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    result = train(recipe_for(tiny, rows, folder), silent, no_answers)
+    check_manifest(folder)
+    losses = metrics(folder, "eval/loss")
+    assert result["base_loss"] == losses[0]
+    assert result["held_out_loss"] == min(losses[1:])
+    best, root = (load_file(p / WEIGHTS_FILE) for p in (folder / "best", folder))
+    assert all(torch.equal(best[name], root[name]) for name in root)
+    counts = json.loads((folder / "data.json").read_text())
+    assert (counts["train_rows"], counts["held_out_rows"]) == (18, 5)
+    assert len((folder / "held_out.jsonl").read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora_dropout": 0.2}, {"quantize": "nf4"}])
+def test_resume_is_bit_identical(
+    tiny: Path, rows: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    recipe = recipe_for(tiny, rows, whole, save_steps=3, **changes)
+    train(recipe, silent, no_answers)
+
+    def stop_in_step_eight(event: str, numbers: dict[str, Any]) -> None:
+        if event == "batch" and numbers["step"] == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    # Two micro-batches a step, so that the request comes with half a step done.
+    small = replace(recipe, output_dir=str(cut), micro_batch_size=2)
+    with pytest.raises(Preempted, match="after step 7 of"):
+        train(small, stop_in_step_eight, no_answers)
+    assert not (cut / "result.json").exists()
+    train(Recipe(output_dir=str(cut), resume=True), silent, no_answers)
+    same = train(replace(small, output_dir=str(tmp_path / "same")), silent, no_answers)
+    first, second = (load_file(p / WEIGHTS_FILE) for p in (cut, tmp_path / "same"))
+    assert all(torch.equal(first[name], second[name]) for name in second)
+    assert metrics(cut, "train/loss") == metrics(tmp_path / "same", "train/loss")
+    assert metrics(cut, "train/loss") == pytest.approx(metrics(whole, "train/loss"), rel=1e-4)
+    assert len(metrics(cut, "train/loss")) == same["steps"]
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    folder, said = tmp_path / "run", []
+    recipe = recipe_for(tiny, rows, folder, save_steps=3, val_set_size=0)
+
+    def stop(event: str, numbers: dict[str, Any]) -> None:
+        if event == "step" and numbers["step"] == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, stop, no_answers)
+    newest = folder / "checkpoints" / "step-000006" / "optimizer.safetensors"
+    damaged = bytearray(newest.read_bytes())
+    damaged[-7] ^= 1
+    newest.write_bytes(damaged)
+
+    def listen(event: str, numbers: dict[str, Any]) -> None:
+        said.append(numbers.get("text", ""))
+
+    train(Recipe(output_dir=str(folder), resume=True), listen, no_answers)
+    assert any("step-000006 passed over: optimizer.safetensors has changed" in x for x in said)
+    assert any("going on after step 3" in x for x in said)
+    assert len(metrics(folder, "train/loss")) == 24
+
+
+def test_a_loss_that_is_no_number_stops_before_the_weights(
+    tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    """A base with an infinity in its head, as a truncated download may have."""
+    from safetensors.torch import save_file
+
+    base = tmp_path / "base"
+    base.mkdir()
+    for file in tiny.iterdir():
+        (base / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(base / "model.safetensors")
+    tensors["lm_head.weight"][9, 4] = float("inf")
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    recipe = recipe_for(base, rows, tmp_path / "run", val_set_size=0)
+    with pytest.raises(Diverged, match="in step 1"):
+        train(recipe, silent, no_answers)
+    saved = read_adapter(tmp_path / "run" / "checkpoints" / "step-000000")
+    assert all(not bool(b.any()) for _, b in saved.tensors.values())
+
+
+def test_output_folders_that_are_not_free(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    recipe = recipe_for(tiny, rows, tmp_path / "run", max_steps=1)
+    train(recipe, silent, no_answers)
+    with pytest.raises(UsageError, match="is finished"):
+        train(recipe, silent, no_answers)
+    train(replace(recipe, overwrite=True), silent, no_answers)
+    foreign = tmp_path / "letters"
+    foreign.mkdir()
+    (foreign / "dear.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="holds something else"):
+            train(replace(recipe, output_dir=str(foreign), overwrite=overwrite), silent, no_answers)
+    assert (foreign / "dear.txt").read_text() == "mine"
+    with pytest.raises(UsageError, match="is a file"):
+        train(replace(recipe, output_dir=str(foreign / "dear.txt")), silent, no_answers)
+
+
+def test_resume_with_other_settings_is_refused(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    recipe = recipe_for(tiny, rows, tmp_path / "run")
+
+    def stop(event: str, numbers: dict[str, Any]) -> None:
+        if event == "step":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Preempted):
+        train(recipe, stop, no_answers)
+    other = Recipe(output_dir=str(tmp_path / "run"), resume=True, lora_r=4)
+    with pytest.raises(UsageError, match="lora_r is 3, asked for 4"):
+        train(other, silent, no_answers)
+
+
+def test_ctrl_c_in_a_real_process_saves_and_names_the_command(
+    tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    words = [sys.executable, "-m", "suri", "train", "--base_model", str(tiny), "--data_path",
+             str(rows), "--output_dir", str(folder), "--num_epochs", "4000"]  # fmt: skip
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (folder / "metrics.jsonl").is_file() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert f"suri train --resume --output_dir {folder}" in errors
+    assert "Traceback" not in errors
+    assert list((folder / "checkpoints").glob("step-*/manifest.json"))
+
+
+def test_every_example_is_learned_once_per_epoch() -> None:
+    plan = Plan(Recipe(batch_size=5, num_epochs=2.5), 23)
+    assert (plan.steps_per_epoch, plan.steps) == (5, 13)
+    epochs = [[i for step in range(1 + 5 * e, 6 + 5 * e) for i in plan.examples(step)]
+              for e in range(2)]  # fmt: skip
+    assert [sorted(epoch) for epoch in epochs] == [list(range(23))] * 2
+    assert epochs[0] != epochs[1]
+
+
+def test_a_mistral_with_a_window_trains(tmp_path: Path, rows: Path) -> None:
+    folder = make_model(tmp_path / "mistral", "mistral", sliding_window=9)
+    write_tokenizer(folder)
+    recipe = recipe_for(folder, rows, tmp_path / "run", max_steps=6)
+    result = train(recipe, silent, no_answers)
+    assert result["held_out_loss"] < result["base_loss"]
