@@ -83,15 +83,15 @@ def open_model(
     lora_weights: str = "",
     load_8bit: bool = False,
     quantize: str | None = None,
-    dtype: str = "float32",
+    dtype: str = "auto",
     device: str = "auto",
 ) -> Model:
     """Open `embedded`, a run or adapter folder, or a model folder in HF's or Meta's format.
 
     With `lora_weights`, `model` is the base and that folder the adapter; a run or adapter folder
     alone brings the base it records. `quantize` None stores the base as in the adapter's
-    training; `load_8bit` stores it as int8. The prompt is the one saved with adapter or model,
-    else alpaca's.
+    training; `load_8bit` stores it as int8; `dtype` auto is float32 on a CPU and bfloat16 on a
+    GPU. The prompt is the one saved with adapter or model, else alpaca's.
 
     Raises UsageError for no such folder, neither model nor adapter, or an adapter for another
     base; Corrupt for a file that is not what its format says.
@@ -102,17 +102,18 @@ def open_model(
     _warn_of_other_base(base, recorded)
     storage = "int8" if load_8bit else quantize or recorded.get("quantize") or "none"
     place = choose_device(device)
+    if dtype == "auto":
+        dtype = "float32" if place == "cpu" else "bfloat16"
     if adapter:
         adapter.check_fits(read_config(base))  # before gigabytes are read
     decoder = load_decoder(
         base, quantize=storage, dtype=getattr(torch, dtype), device=place, adapter=adapter
     )
-    label = f"{adapter_folder} on {base.name}" if adapter_folder else model.strip()
     return Model(
         decoder=decoder,
         tokenizer=read_tokenizer(_with_tokenizer(base, adapter_folder)),
         prompt=read_prompt(adapter_folder or base),
-        label=", ".join([label, *([storage] if storage != "none" else []), place]),
+        label=_label(base, adapter_folder, model, storage) + f", {place}",
     )
 
 
@@ -159,6 +160,15 @@ def _warn_of_other_base(base: Path, recorded: dict[str, Any]) -> None:
         return
     if base_identity(base, "none")["fingerprint"] != known:
         log.warning("the adapter was trained on other weights (%s)", recorded.get("path"))
+
+
+def _label(base: Path, adapter_folder: Path | None, model: str, storage: str) -> str:
+    """The model in a few words."""
+    if adapter_folder:
+        name = f"{adapter_folder} on {base.name}"
+    else:
+        name = f"{EMBEDDED}: {base.name}" if model.strip() == EMBEDDED else str(base)
+    return name if storage == "none" else f"{name}, {storage}"
 
 
 def _with_tokenizer(base: Path, adapter_folder: Path | None) -> Path:

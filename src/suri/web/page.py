@@ -37,7 +37,7 @@ EXAMPLES = [
 
 SYSTEM_FONT = ("system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "sans-serif")
 CSS = """
-.gradio-container { max-width: 70rem !important; margin: 0 auto !important; }
+.gradio-container { width: 100%; max-width: 72rem !important; margin: 0 auto !important; }
 #title h1 { font-size: 1.6rem; margin: 0; }
 #title p, #facts p { color: var(--body-text-color-subdued); margin: 0; }
 #facts p { min-height: 1.5em; }
@@ -93,20 +93,21 @@ def build_page(model: Model) -> gr.Blocks:
         gr.HTML(f"<h1>Suri</h1><p>{html.escape(model.label)}</p>", elem_id="title")
         with gr.Row():
             with gr.Column():
-                instruction = gr.Textbox(
-                    label="Instruction", lines=3, autofocus=True, elem_id="instruction"
-                )
-                given = gr.Textbox(label="Input", lines=2, placeholder="none", elem_id="input")
+                instruction = gr.Textbox(label="Instruction", lines=4, elem_id="instruction")
+                given = gr.Textbox(label="Input", lines=3, placeholder="none", elem_id="input")
                 with gr.Row():
-                    answer = gr.Button("Answer", variant="primary", elem_id="answer")
-                    stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop")
-                settings = _settings()
+                    answer = gr.Button("Answer", variant="primary", min_width=100, elem_id="answer")
+                    stop = gr.Button("Stop", interactive=False, min_width=100, elem_id="stop")
             with gr.Column():
                 output = gr.Textbox(
-                    label="Answer", lines=12, max_lines=24, buttons=["copy"], elem_id="output"
+                    label="Output", lines=11, max_lines=24, buttons=["copy"], elem_id="output"
                 )
                 facts = gr.HTML(_line(""), elem_id="facts")
+        with gr.Row():
+            with gr.Column():
                 gr.Examples(EXAMPLES, [instruction, given], cache_examples=False)
+            with gr.Column():
+                settings = _settings()
         started = gr.on(
             [answer.click, instruction.submit, given.submit],
             desk.begin, None, [answer, stop, output, facts], queue=False, **quiet,
@@ -172,7 +173,7 @@ class Desk:
         began = shown = time.perf_counter()
         text, tokens = "", 0
         for piece in self.model.stream(record, decoding, stop):
-            text, tokens = text + piece, tokens + 1
+            text, tokens = (text + piece).lstrip(), tokens + 1
             if time.perf_counter() - shown >= REFRESH_SECONDS:
                 shown = time.perf_counter()
                 yield text, _facts(tokens, shown - began, "")
@@ -182,7 +183,10 @@ class Desk:
         began = time.perf_counter()
         (answer,) = self.model.answer([record], decoding, stop)
         seconds = time.perf_counter() - began
-        yield answer.text, _facts(answer.tokens, seconds, _end(answer.tokens, decoding, stop))
+        yield (
+            answer.text.lstrip(),
+            _facts(answer.tokens, seconds, _end(answer.tokens, decoding, stop)),
+        )
 
 
 def _settings() -> list[gr.components.Component]:
@@ -193,7 +197,7 @@ def _settings() -> list[gr.components.Component]:
             gr.Slider(0, 2, default.temperature, step=0.05, label="Temperature",
                       info="0 takes the likeliest token; higher varies more"),
             gr.Slider(0, 1, default.top_p, step=0.01, label="Top p",
-                      info="choose among tokens that together have this probability"),
+                      info="choose among tokens that have this probability together"),
             gr.Slider(0, 100, default.top_k, step=1, label="Top k",
                       info="choose among this many tokens; 0 for all"),
             gr.Slider(1, 4, default.num_beams, step=1, label="Beams",
@@ -237,7 +241,7 @@ def _tab(request: gr.Request) -> str:
 
 def _theme() -> gr.themes.Base:
     """Fonts of the reader's own system: nothing is fetched from elsewhere."""
-    return gr.themes.Soft(
+    return gr.themes.Base(
         primary_hue="teal",
         neutral_hue="slate",
         font=[gr.themes.Font(name) for name in SYSTEM_FONT],
