@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import LLAMA3_ROPE, make_model
 
+from conftest import LLAMA3_ROPE, make_model
 from suri.model.attention import KVCache, PackedAttention
 from suri.model.decoder import Decoder
 from suri.model.load import load_decoder

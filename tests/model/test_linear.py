@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_model
 from test_decoder import packed_logits, seeded
 
+from conftest import make_model
 from suri.model.linear import NF4, Dropout, Int8, nf4_roundtrip, quantize_int8
 from suri.model.load import load_decoder
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_model
 
+from conftest import make_model
 from suri.errors import Corrupt, UsageError
 from suri.model.load import load_decoder
 from suri.model.tokenizer import read_tokenizer

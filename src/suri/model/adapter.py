@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from suri.errors import Corrupt, UsageError
-from suri.files import read_json, replacing, write_json
+from suri.files import read_json, write_bytes, write_json
 from suri.model.config import ModelConfig
 from suri.model.decoder import Decoder
 from suri.model.linear import LowRank
@@ -99,15 +99,14 @@ def initial_adapter(
 
 def write_adapter(folder: Path, adapter: Adapter) -> None:
     """Write PEFT's two files, and base.json with the identity of the base."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {}
     for name, (a, b) in adapter.tensors.items():
         for letter, tensor in (("A", a), ("B", b)):
             key = f"base_model.model.{name}.lora_{letter}.weight"
             tensors[key] = tensor.detach().to("cpu", torch.float32).contiguous()
-    with replacing(folder / WEIGHTS_FILE) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    write_bytes(folder / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
     write_json(folder / BASE_FILE, adapter.base)
     write_json(
         folder / CONFIG_FILE,

@@ -9,7 +9,14 @@ import torch
 from torch import nn
 
 from suri.errors import Corrupt, SuriError, UsageError
-from suri.files import check_manifest, publishing, read_json, write_json, write_manifest
+from suri.files import (
+    check_manifest,
+    publishing,
+    read_json,
+    write_bytes,
+    write_json,
+    write_manifest,
+)
 from suri.model.adapter import Adapter, read_adapter, write_adapter
 
 KEPT = 2
@@ -34,7 +41,7 @@ def save_checkpoint(
     run: Path, progress: Progress, adapter: Adapter, optimizer: torch.optim.Optimizer
 ) -> Path:
     """Write checkpoints/step-N in one atomic step, then remove all but the newest two."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     folder = run / "checkpoints" / f"step-{progress.step:06d}"
     if folder.exists():
@@ -46,7 +53,7 @@ def save_checkpoint(
             moments[f"{number}.exp_avg"] = state["exp_avg"].cpu().contiguous()
             moments[f"{number}.exp_avg_sq"] = state["exp_avg_sq"].cpu().contiguous()
             steps = float(state["step"])
-        save_file(moments, temporary / "optimizer.safetensors")
+        write_bytes(temporary / "optimizer.safetensors", save(moments))
         write_json(temporary / "state.json", {"progress": vars(progress), "adam_steps": steps})
         write_manifest(temporary)
     for old in _folders(run)[:-KEPT]:

@@ -1,0 +1,96 @@
+"""`suri merge` and `suri verify` as a person types them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import make_model, write_tokenizer
+from suri.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> tuple[Path, Path]:
+    """A base, and an adapter that has been to another folder's name since."""
+    import torch
+
+    from suri.model.adapter import initial_adapter, write_adapter
+    from suri.model.config import read_config
+    from suri.model.load import base_identity
+
+    base = write_tokenizer(make_model(tmp_path_factory.mktemp("base")))
+    adapter = initial_adapter(
+        read_config(base),
+        r=3,
+        alpha=7.0,
+        targets=("v_proj", "gate_proj"),
+        seed=1,
+        base=base_identity(base, "none"),
+    )
+    for _, b in adapter.tensors.values():
+        b.copy_(torch.linspace(-0.3, 0.4, b.numel()).view_as(b))
+    run = tmp_path_factory.mktemp("run")
+    write_adapter(run, adapter)
+    return base, run
+
+
+@pytest.mark.parametrize("to", ["hf", "meta"])
+def test_the_last_line_says_pass_and_where(folders, tmp_path, monkeypatch, capsys, to):
+    monkeypatch.chdir(tmp_path)
+    main(["merge", str(folders[1]), "--to", to, "--output-dir=out", "--dtype", "float16"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"PASS {to} out"
+    assert all(line.startswith("ok   ") for line in lines[:-1])
+    assert len(lines) == 4
+    assert json.loads((tmp_path / "out" / "certificate.json").read_text())["dtype"] == "float16"
+    main(["verify", "out"])
+    assert capsys.readouterr().out.splitlines()[-1] == f"PASS {to} out"
+
+
+def test_a_broken_folder_has_exit_code_6(folders, tmp_path, capsys):
+    out = tmp_path / "out"
+    main(["merge", f"{folders[1]} ", "--to", "hf", "--output_dir", str(out), "--dtype", "bfloat16"])
+    (out / "config.json").write_text("{}")
+    with pytest.raises(SystemExit) as stopped:
+        main(["verify", str(out)])
+    assert stopped.value.code == 6
+    assert "config.json has changed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["{run}", "--to", "hf", "--output_dir", "{run}"], "exists already"),
+        (["{base}", "--to", "hf", "--output_dir", "{out}"], "is not an adapter"),
+        (["{out}/nowhere", "--to", "meta", "--output_dir", "{out}"], "no such folder"),
+        (
+            ["{run}", "--to", "meta", "--output_dir", "{out}", "--base_model", "{out}/gone"],
+            "no such model folder",
+        ),
+        (["{run}", "--to", "gguf", "--output_dir", "{out}"], "gguf"),
+        (["{run}", "--to", "hf", "--output_dir", "{run}/base.json/x"], "is a file"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_2(folders, tmp_path, capsys, flags, complaint):
+    base, run = folders
+    words = [word.format(base=base, run=run, out=tmp_path / "out") for word in flags]
+    with pytest.raises(SystemExit) as stopped:
+        main(["merge", *words])
+    assert stopped.value.code == 2
+    said = capsys.readouterr()
+    assert complaint in said.err + said.out
+    assert "Traceback" not in said.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_loads_neither_torch_nor_transformers():
+    code = (
+        "import sys\nfrom suri.cli.main import main\n"
+        "try:\n    main(['merge', '--help'])\nexcept SystemExit:\n    pass\n"
+        "print('heavy:', sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.splitlines()[-1] == "heavy: []"
+    assert "--merge_base" in said.stdout
