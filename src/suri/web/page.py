@@ -90,7 +90,7 @@ def build_page(model: Model) -> gr.Blocks:
     desk = Desk(model)
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     with gr.Blocks(title="Suri", analytics_enabled=False) as page:
-        gr.HTML(f"<h1>Suri</h1><p>{html.escape(model.label)}</p>", elem_id="title")
+        gr.HTML(f"<h1>Suri</h1>{_line(model.label)}", elem_id="title")
         with gr.Row():
             with gr.Column():
                 instruction = gr.Textbox(label="Instruction", lines=4, elem_id="instruction")
@@ -232,6 +232,7 @@ def _end(tokens: int, decoding: Decoding, stop: Event) -> str:
 
 
 def _line(text: str) -> str:
+    """A line of HTML that shows the text and nothing else."""
     return f"<p>{html.escape(text)}</p>"
 
 
