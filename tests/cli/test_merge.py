@@ -13,14 +13,17 @@ from suri.cli.main import main
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> tuple[Path, Path]:
-    """A base, and an adapter that has been to another folder's name since."""
+    """A base in fp32, and an adapter that knows where it is."""
     import torch
+    from safetensors.torch import load_file, save_file
 
     from suri.model.adapter import initial_adapter, write_adapter
     from suri.model.config import read_config
     from suri.model.load import base_identity
 
     base = write_tokenizer(make_model(tmp_path_factory.mktemp("base")))
+    file = base / "model.safetensors"
+    save_file({name: tensor.float() for name, tensor in load_file(file).items()}, file)
     adapter = initial_adapter(
         read_config(base),
         r=3,
@@ -51,7 +54,7 @@ def test_the_last_line_says_pass_and_where(folders, tmp_path, monkeypatch, capsy
 
 def test_a_broken_folder_has_exit_code_6(folders, tmp_path, capsys):
     out = tmp_path / "out"
-    main(["merge", f"{folders[1]} ", "--to", "hf", "--output_dir", str(out), "--dtype", "bfloat16"])
+    main(["merge", f"{folders[1]} ", "--to", "hf", "--output_dir", str(out), "--dtype", "float32"])
     (out / "config.json").write_text("{}")
     with pytest.raises(SystemExit) as stopped:
         main(["verify", str(out)])

@@ -23,20 +23,29 @@ from suri.model.load import load_decoder, open_weights
 FILE = "certificate.json"
 ROWS = 64
 """Rows of each target that are computed again."""
-PROBE_TOKENS = 48
+PROBE_TOKENS = 64
+"""Tokens of each probe: with four, a few near-ties that bf16 turns round do not reach 2 %."""
+
 PROBES = (
     "The river leaves the mountains near a small town whose bridge was built four hundred years "
     "ago. Every spring the water rises by almost two metres, and the people who live beside it "
-    "carry their boats into the square before the first of May.",
+    "carry their boats into the square before the first of May. In summer the same square is "
+    "full of tables, and children fish from the lowest arch.",
     "Below is an instruction that describes a task, paired with an input that provides further "
-    "context.\n\n### Instruction:\nSort these numbers from the smallest to the largest.\n\n"
+    "context. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\nSort these numbers from the smallest to the largest.\n\n"
     "### Input:\n17, 4, 256, -3, 80\n\n### Response:\n-3, 4, 17, 80, 256",
-    "def area(width: float, height: float) -> float:\n    if width < 0 or height < 0:\n        "
-    'raise ValueError("a side cannot be negative")\n    return width * height\n\nprint(area(3, 4))',
+    "def area(width: float, height: float) -> float:\n"
+    '    """The area of a rectangle in square metres."""\n'
+    "    if width < 0 or height < 0:\n"
+    '        raise ValueError("a side cannot be negative")\n'
+    "    return width * height\n\n\nprint(area(3, 4), area(0.5, 12))\n",
     "Water boils at 100 degrees Celsius at sea level, but at 90 degrees on a mountain of three "
     "thousand metres, because the air presses less on its surface. Cooks who live there boil "
-    "potatoes longer; can you say why the pot needs a lid?",
+    "potatoes longer; can you say why a lid helps? Answer: it keeps the steam, and the heat that "
+    "the steam carries, inside the pot.",
 )
+"""English of four kinds: a story, a prompt with its answer, a program, a question."""
 
 # Digits of each format's significand and its smallest normal exponent, as np.frexp counts it.
 PRECISION = {"float32": (24, -125), "float16": (11, -13), "bfloat16": (8, -125)}

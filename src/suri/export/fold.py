@@ -156,7 +156,9 @@ def _dtype(name: str, base: MergeBase) -> torch.dtype:
     if name == "auto":
         name = str(base["model.embed_tokens.weight"].dtype).removeprefix("torch.")
     if name not in DTYPES:
-        raise UsageError(f"weights of dtype {name} cannot be written", do=f"one of {list(DTYPES)}")
+        raise UsageError(
+            f"weights of dtype {name} are not written", do=f"choose --dtype {' or '.join(DTYPES)}"
+        )
     return DTYPES[name]
 
 

@@ -50,7 +50,8 @@ def publish(
             raise Corrupt(
                 f"the merge to {to} failed its certificate; {out} was not written",
                 found="; ".join(failed),
-                do="keep base and adapter and report this: the written weights are not their sum",
+                do="merge with --dtype float32; where that fails too, the weights written are not "
+                "the sum, and that is a fault to report",
             )
         write_json(folder / FILE, certificate.as_json())
     return certificate
