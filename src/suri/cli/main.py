@@ -35,6 +35,8 @@ def main(argv: list[str] | None = None) -> None:
 
         print(f"suri {version('suri')}")
         return
+    # Threads that wait for work by spinning starve everybody on a shared or virtual machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logging.basicConfig(format="note: %(message)s", level=logging.WARNING)
     try:
         find_verb(argv[0])(tidy(argv[1:]))

@@ -175,7 +175,7 @@ def _svg(plt: Any, figure: Any) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     # These ids are numbered from 1 in every figure, and a page holds several.
-    svg = re.sub(r' id="[a-z0-9.]+_[0-9]+"', "", svg)
+    svg = re.sub(r' id="[A-Za-z0-9.]+_[0-9]+"', "", svg)
     for name, (stand_in, _) in PAINTS.items():
         svg = svg.replace(stand_in, f"var(--{name})")
     return svg

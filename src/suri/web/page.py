@@ -39,7 +39,7 @@ SYSTEM_FONT = ("system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans",
 CSS = """
 .gradio-container { width: 100%; max-width: 72rem !important; margin: 0 auto !important; }
 #title h1 { font-size: 1.6rem; margin: 0; }
-#title p, #facts p { color: var(--body-text-color-subdued); margin: 0; }
+#title p, #facts p { opacity: 0.75; margin: 0; }
 #facts p { min-height: 1.5em; }
 """
 
@@ -242,9 +242,17 @@ def _tab(request: gr.Request) -> str:
 
 def _theme() -> gr.themes.Base:
     """Fonts of the reader's own system: nothing is fetched from elsewhere."""
-    return gr.themes.Base(
+    theme = gr.themes.Base(
         primary_hue="teal",
         neutral_hue="slate",
         font=[gr.themes.Font(name) for name in SYSTEM_FONT],
         font_mono=[gr.themes.Font(name) for name in ("ui-monospace", "monospace")],
+    )
+    # White on the theme's own teal is hard to read.
+    return theme.set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        block_info_text_color="*neutral_500",
+        block_info_text_color_dark="*neutral_400",
     )
