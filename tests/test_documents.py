@@ -1,0 +1,59 @@
+"""What the documents say of the project is true: paths, verbs, flags, recipes."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from suri.cli.main import HIDDEN, VERBS
+from suri.recipe import ALPACA_LORA, Recipe, recipe_from_toml
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md")])
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_and_verb_exists(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (document.parent / target).exists(), target
+    verbs = set(re.findall(r"(?:^|`)suri ([a-z]+)", text, flags=re.MULTILINE))
+    assert verbs <= VERBS.keys() | HIDDEN.keys(), verbs
+    for path in re.findall(r"\b(?:recipes|benchmarks|docs)/[\w./-]+\.\w+", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_readme_leads_with_a_command() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert lines.index("make demo") < 25
+    run = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "make test" in lines
+    assert run.rstrip().endswith("make test")
+
+
+def test_the_readmes_tree_names_every_room() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rooms = {path.name for path in (ROOT / "src" / "suri").iterdir() if path.is_dir()}
+    for room in rooms - {"__pycache__"}:
+        assert f"\n  {room}/" in text, room
+
+
+def test_the_table_of_defaults_is_the_codes() -> None:
+    text = (ROOT / "docs" / "handout.md").read_text(encoding="utf-8")
+    default = Recipe()
+    for name in ("batch_size", "micro_batch_size", "cutoff_len"):
+        row = re.search(rf"\| `{name}` \| (\d+) \| (\d+)", text)
+        assert row is not None, name
+        assert (int(row[1]), int(row[2])) == (ALPACA_LORA[name], getattr(default, name))
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/*.toml")), ids=lambda path: path.name)
+def test_every_recipe_is_of_known_settings(path: Path) -> None:
+    assert isinstance(recipe_from_toml(path), Recipe)
+
+
+def test_every_setting_explains_itself() -> None:
+    source = (ROOT / "src" / "suri" / "recipe.py").read_text(encoding="utf-8")
+    for item in fields(Recipe):
+        assert re.search(rf"    {item.name}: .+\n    \"\"\"", source), item.name

@@ -1,0 +1,81 @@
+"""The whole path on real rows and the embedded base: train, merge both ways, same answers."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from suri.cli.main import main
+from suri.data.records import Record, read_records
+from suri.infer.engines import open_model
+from suri.model.adapter import initial_adapter
+from suri.model.config import read_config
+from suri.model.load import load_decoder
+from suri.recipe import GREEDY
+from suri.train.loss import summed_loss
+
+pytestmark = pytest.mark.slow
+
+TRAINED, HELD_OUT, PROMPTS = 64, 16, 8
+
+
+@pytest.fixture(scope="module")
+def run(real_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A LoRA trained on 64 real rows, 16 others held out."""
+    folder = tmp_path_factory.mktemp("path")
+    rows = json.loads(real_rows.read_text(encoding="utf-8"))
+    for name, part in (("train", rows[:TRAINED]), ("held", rows[TRAINED : TRAINED + HELD_OUT])):
+        (folder / f"{name}.json").write_text(json.dumps(part), encoding="utf-8")
+    main(
+        ["train", "--data_path", str(folder / "train.json"), "--val_set_path",
+         str(folder / "held.json"), "--output_dir", str(folder / "run"), "--num_epochs", "1",
+         "--batch_size", "8", "--learning_rate", "1e-3", "--cutoff_len", "256"]
+    )  # fmt: skip
+    yield folder / "run"
+
+
+def test_held_out_loss_falls_by_five_percent(run: Path) -> None:
+    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    assert result["rows"] == TRAINED
+    assert result["held_out_loss"] <= 0.95 * result["base_loss"]
+
+
+def test_an_adapter_of_zeros_scores_exactly_as_the_base(run: Path, embedded: Path) -> None:
+    from suri.data.batch import pack
+    from suri.data.encode import encode_records
+    from suri.data.prompt import read_prompt
+    from suri.model.tokenizer import read_tokenizer
+
+    examples = encode_records(
+        read_records(run / "held_out.jsonl")[:4], read_tokenizer(embedded), read_prompt(run),
+        cutoff_len=256, train_on_inputs=False,
+    ).examples  # fmt: skip
+    zero = initial_adapter(
+        read_config(embedded), r=4, alpha=9.0, targets=("q_proj", "down_proj"), seed=1
+    )
+    with torch.no_grad():
+        losses = [
+            summed_loss(load_decoder(embedded, adapter=adapter), pack(examples))[0]
+            for adapter in (None, zero)
+        ]
+    assert torch.equal(*losses)
+
+
+def test_adapter_and_both_merges_give_the_same_answers(run: Path) -> None:
+    ways = {"adapter": run}
+    for kind in ("hf", "meta"):
+        ways[kind] = run.parent / kind
+        main(["merge", str(run), "--to", kind, "--output_dir", str(ways[kind])])
+        assert json.loads((ways[kind] / "certificate.json").read_text())["passed"]
+    records = [replace(r, output="") for r in read_records(run / "held_out.jsonl")[:PROMPTS]]
+    answers = {way: greedy(folder, records) for way, folder in ways.items()}
+    assert answers["adapter"] == answers["hf"] == answers["meta"]
+    assert answers["adapter"] != greedy(Path("embedded"), records)
+
+
+def greedy(model: Path, records: list[Record]) -> list[str]:
+    decoding = replace(GREEDY, max_new_tokens=24)
+    return [answer.text for answer in open_model(str(model)).answer(records, decoding)]
