@@ -1,7 +1,6 @@
 """The whole path on real rows and the embedded base: train, merge both ways, same answers."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +22,7 @@ TRAINED, HELD_OUT, PROMPTS = 64, 16, 8
 
 
 @pytest.fixture(scope="module")
-def run(real_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def run(real_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA trained on 64 real rows, 16 others held out."""
     folder = tmp_path_factory.mktemp("path")
     rows = json.loads(real_rows.read_text(encoding="utf-8"))
@@ -34,7 +33,7 @@ def run(real_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
          str(folder / "held.json"), "--output_dir", str(folder / "run"), "--num_epochs", "1",
          "--batch_size", "8", "--learning_rate", "1e-3", "--cutoff_len", "256"]
     )  # fmt: skip
-    yield folder / "run"
+    return folder / "run"
 
 
 def test_held_out_loss_falls_by_five_percent(run: Path) -> None:
