@@ -21,8 +21,8 @@ check: $(VENV)/.dev            ## style, types, imports between rooms
 slow: $(VENV)/.dev browser     ## every test
 	$(RUN) pytest -m "slow or not slow"
 
-bench: $(VENV)/.dev            ## measures speed; results go to benchmarks/results
-	$(VENV)/bin/python benchmarks/train_cpu.py
+bench: $(VENV)/.dev            ## the demo, timed step by step, into benchmarks/results
+	$(VENV)/bin/python benchmarks/demo.py
 
 docs: $(VENV)/.dev             ## every path that the documents name exists
 	$(RUN) pytest tests/test_documents.py
