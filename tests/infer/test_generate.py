@@ -91,7 +91,7 @@ def test_repetition_penalty_equals_transformers(decoder, model, prompts):
     assert expected != generate(decoder, prompts, EOS, LONG)
 
 
-@pytest.mark.parametrize("beams, penalty", [(2, 1.0), (3, 1.0), (5, 1.0), (3, 1.3)])
+@pytest.mark.parametrize("beams, penalty", [(3, 1.0), (5, 1.0), (3, 1.3)])
 def test_beams_equal_transformers(decoder, model, prompts, beams, penalty):
     decoding = Decoding(num_beams=beams, max_new_tokens=14, repetition_penalty=penalty)
     expected = [
@@ -103,12 +103,12 @@ def test_beams_equal_transformers(decoder, model, prompts, beams, penalty):
             num_beams=beams,
             repetition_penalty=penalty,
         )
-        for prompt in prompts[:8]
+        for prompt in prompts
     ]
-    found = generate(decoder, prompts[:8], EOS, decoding)
+    found = generate(decoder, prompts, EOS, decoding)
     assert found == expected
     greedy = Decoding(temperature=0, max_new_tokens=14, repetition_penalty=penalty)
-    assert found != generate(decoder, prompts[:8], EOS, greedy)
+    assert found != generate(decoder, prompts, EOS, greedy)
     assert {answer.stopped for answer in found} == {True, False}
 
 
