@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,16 +38,16 @@ OPENING = {
 """Variables by which Gradio would open the page to others."""
 
 
-@pytest.fixture(scope="module")
-def address(embedded, tmp_path_factory):
-    """A page on the embedded base, started as a user starts it."""
+@contextmanager
+def serving(folder, *words):
+    """The address of a page, started as a user starts it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("page") / "log"
+    log = folder / "log"
     with log.open("w") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "suri", "chat", "--port", str(port)],
+            [sys.executable, "-m", "suri", "chat", *words, "--port", str(port)],
             env=os.environ | OPENING,
             stdout=stream,
             stderr=subprocess.STDOUT,
@@ -58,6 +60,13 @@ def address(embedded, tmp_path_factory):
     finally:
         process.terminate()
         process.wait()
+
+
+@pytest.fixture(scope="module")
+def address(embedded, tmp_path_factory):
+    """A page on the embedded base."""
+    with serving(tmp_path_factory.mktemp("page")) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +177,22 @@ def test_no_variable_opens_the_page_and_no_file_is_served(address):
             urllib.request.urlopen(f"{address}gradio_api/file={path}")
         assert refusal.value.code == 403
         refusal.value.close()
+
+
+def test_a_password_keeps_others_out(tiny, tmp_path):
+    def status(path, fields=None):
+        data = urllib.parse.urlencode(fields).encode() if fields else None
+        try:
+            with urllib.request.urlopen(address + path, data) as answer:
+                return answer.status
+        except urllib.error.HTTPError as refusal:
+            refusal.close()
+            return refusal.code
+
+    with serving(tmp_path, str(tiny), "--password", "fleece") as address:
+        assert status("config") == 401
+        assert status("login", {"username": "me", "password": "wool"}) == 400
+        assert status("login", {"username": "me", "password": "fleece"}) == 200
 
 
 TAB, OTHER_TAB = SimpleNamespace(session_hash="tab"), SimpleNamespace(session_hash="other")
