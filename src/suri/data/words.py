@@ -11,20 +11,20 @@ parrot penguin frog snake lizard turtle whale owl shark crab bee spider dolphin 
 panda butterfly kangaroo crocodile hamster lobster hen
 """)
 
-PLANTS = _split("""
-rose daisy oak maple tulip lily orchid willow fern sunflower birch palm nettle clover poppy thistle
-violet cedar elm daffodil vine shrub lilac marigold spruce dandelion magnolia poplar juniper
-carnation geranium azalea petunia sycamore fir chestnut redwood hydrangea begonia camellia
+FOODS = _split("""
+carrot onion lemon banana apple cherry peach grape plum pear pepper cabbage pumpkin walnut almond
+coconut olive bean pea strawberry pineapple cucumber orange melon cookie pancake sandwich burger
+cake pie egg cheese sausage noodle berry muffin biscuit bagel pretzel turnip
 """)
 
 TOOLS = _split("""
-hammer saw drill wrench screwdriver chisel shovel rake axe spade ladder crowbar mallet sickle anvil
-clamp trowel pickaxe hatchet broom mop brush bucket needle ruler lever pump wheelbarrow stapler
-scraper sander grinder pulley jigsaw tripod plunger corkscrew thermometer sledgehammer lantern
+hammer saw drill wrench ladder axe rake shovel needle ruler pump lever clamp broom brush bucket fork
+spoon pencil pen hook key lamp pan kettle razor comb microscope telescope compass calculator plow
+tractor screwdriver chisel spade mop scraper stapler thermometer
 """)
 
-KINDS = {"animal": ANIMALS, "plant": PLANTS, "tool": TOOLS}
-THINGS = ANIMALS + PLANTS + TOOLS
+KINDS = {"animal": ANIMALS, "food": FOODS, "tool": TOOLS}
+THINGS = ANIMALS + FOODS + TOOLS
 
 OPPOSITES = tuple(
     tuple(pair.split("/"))
