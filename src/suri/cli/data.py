@@ -26,7 +26,7 @@ class Make:
 
 def run(args: list[str]) -> None:
     """Carry out `suri data make OUT`; `args` is what follows `suri data`."""
-    verb, *rest = args or ["nothing"]
+    verb, *rest = args or ["do nothing"]
     if verb in ("-h", "--help"):
         verb, rest = "make", ["--help"]
     if verb != "make":
