@@ -15,8 +15,8 @@ from suri.study.compare import Comparison, compare
 from suri.study.plan import read_plan
 from suri.study.report import COMPARE, STUDY, write_report
 from suri.study.run import run_plan
-from suri.study.statements import number, quantity
-from suri.study.summary import MEASURES, METHODS, SPEEDS
+from suri.study.statements import headed, number
+from suri.study.summary import MEASURES, METHODS, SPEEDS, Measure
 
 
 @dataclass(frozen=True)
@@ -93,21 +93,25 @@ def _finish(report: Path) -> None:
 
 def _ways_table(summary: dict[str, Any]) -> Table:
     table = Table(title=f"{summary['rows']} held-out rows", title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     measures = [name for name in ("exact_match", "rouge_l", "loss") if _has(summary, name)]
     speeds = ("tokens_per_second", "peak_memory_bytes")
     for measure in [MEASURES[name] for name in measures] + [SPEEDS[name] for name in speeds]:
-        table.add_column(measure.label, justify="right")
-    table.add_column("Same answer as adapter", justify="right")
+        table.add_column(headed(measure), justify="right")
+    table.add_column("Same as adapter", justify="right")
     for way in summary["ways"].values():
         same = way["agreement"]
         table.add_row(
             way["label"],
-            *(quantity(MEASURES[name], way["quality"][name]["value"]) for name in measures),
-            *(quantity(SPEEDS[name], way["speed"][name]["median"]) for name in speeds),
+            *(_cell(MEASURES[name], way["quality"][name]["value"]) for name in measures),
+            *(_cell(SPEEDS[name], way["speed"][name]["median"]) for name in speeds),
             f"{same['identical']} of {same['rows']}" if same else "–",
         )
     return table
+
+
+def _cell(measure: Measure, value: float) -> str:
+    return number(value * measure.scale, measure.digits)
 
 
 def _has(summary: dict[str, Any], measure: str) -> bool:
@@ -133,8 +137,8 @@ def _groups_table(summary: dict[str, Any]) -> Table:
         table.add_row(
             f"{group['rows']:,}",
             METHODS[group["quantize"]],
-            f"{number(group['seconds_per_step']['median'], 2)} s",
-            quantity(SPEEDS["peak_memory_bytes"], group["peak_memory_bytes"]["median"]),
+            number(group["seconds_per_step"]["median"], 2),
+            _cell(SPEEDS["peak_memory_bytes"], group["peak_memory_bytes"]["median"]),
             number(group["base_loss"], 3),
             number(group["loss"]["value"], 3),
             f"{number(speed_up['value'], 2)}×" if speed_up else "",

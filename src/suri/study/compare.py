@@ -120,19 +120,17 @@ def _open_folder(folder: Path) -> None:
 def _merged(comparison: Comparison, way: str, say: Say) -> Path:
     """The folder of a merged model: the one given, one of an earlier comparison, or a new one."""
     given = {HF: comparison.merged_hf, META: comparison.merged_meta}[way].strip()
-    if given and not (Path(given) / "certificate.json").is_file():
-        raise UsageError(f"{given} is not a merged model", found="no certificate.json in it")
-    folder = Path(given) if given else comparison.folder / MERGED[way]
-    if folder.exists():
-        if _is_merge_of(folder, comparison):
-            say(f"{WAYS[way]}: {folder} is there already")
-            return folder
-        if given:
+    if given:
+        if not _is_merge_of(Path(given), comparison.run):
             raise UsageError(
-                f"{folder} is not a {comparison.dtype} merge of {comparison.run}",
-                do="leave it out, and it is made",
+                f"{given} is not a merge of {comparison.run}", do="leave it out, and it is made"
             )
-        shutil.rmtree(folder)
+        return Path(given)
+    folder = comparison.folder / MERGED[way]
+    if _is_merge_of(folder, comparison.run, comparison.dtype):
+        say(f"{WAYS[way]}: {folder} is there already")
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
     say(f"{WAYS[way]}: merging into {folder}")
     flags = {"--to": way, "--output_dir": str(folder), "--dtype": comparison.dtype}
     run_module(
@@ -144,15 +142,16 @@ def _merged(comparison: Comparison, way: str, say: Say) -> Path:
     return folder
 
 
-def _is_merge_of(folder: Path, comparison: Comparison) -> bool:
-    """Whether a certified folder was made from this run's adapter as it is now, in this dtype."""
+def _is_merge_of(folder: Path, run: Path, dtype: str = "") -> bool:
+    """Whether a certified folder was made of this run's adapter as it is now, and in this dtype."""
     if not (folder / "certificate.json").is_file():
         return False
     certificate = read_json(folder / "certificate.json")
-    files = certificate["adapter"]["files"]
-    return certificate["dtype"] == comparison.dtype and all(
-        sha256(comparison.run / name) == checksum for name, checksum in files.items()
+    same = all(
+        (run / name).is_file() and sha256(run / name) == checksum
+        for name, checksum in certificate["adapter"]["files"].items()
     )
+    return same and dtype in ("", certificate["dtype"])
 
 
 def _measure_all(
@@ -167,7 +166,6 @@ def _measure_all(
     order = sorted(ways, key=lambda way: way != ADAPTER)
     for repeat in range(comparison.repeats):
         for way in order:
-            parts = ["speed", "answers", "losses", *(["probe"] if ADAPTER in ways else [])]
             spec = {
                 "run": str(comparison.run.absolute()),
                 "way": way,
@@ -178,8 +176,8 @@ def _measure_all(
                 "rows": str(rows),
                 "max_new_tokens": comparison.max_new_tokens,
                 "cutoff_len": recipe.cutoff_len,
-                "parts": ["speed"] if repeat else parts,
-                "reference": str(work / "adapter.npy"),
+                "parts": ["speed"] if repeat else ["speed", "answers", "losses"],
+                "reference": str(work / "adapter.npy") if ADAPTER in ways else "",
             }
             say(f"{WAYS[way]}: measuring" + (f" again ({repeat + 1})" if repeat else ""))
             place = work / (f"{way}-{repeat}" if repeat else way)

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from suri.data.batch import pack
+from suri.data.batch import micro_batches
 from suri.data.encode import Example, encode_prompt, encode_records
 from suri.data.prompt import read_prompt
 from suri.data.records import read_records
@@ -21,14 +21,16 @@ from suri.infer.generate import generate, stream
 from suri.model.adapter import base_of
 from suri.model.load import find_base
 from suri.recipe import GREEDY
-from suri.train.loss import hidden_states, learned_rows, summed_loss
+from suri.train.loss import head_loss, hidden_states, learned_rows
 from suri.train.run_folder import environment, peak_memory_bytes
 
-Part = Literal["speed", "answers", "losses", "probe"]
+Part = Literal["speed", "answers", "losses"]
 
 BATCH = 8
 TIMED_PROMPTS = 3
+TIMED_TOKENS = 16
 PROBED_TOKENS = 256
+TOKEN_BUDGET = 512
 NEVER = -1
 """An end-of-text token that no model gives, so that every way decodes equally many tokens."""
 
@@ -50,9 +52,9 @@ class Spec:
     """File of the held-out rows."""
     max_new_tokens: int = 32
     cutoff_len: int = 512
-    parts: tuple[Part, ...] = ("speed", "answers", "losses", "probe")
+    parts: tuple[Part, ...] = ("speed", "answers", "losses")
     reference: str = ""
-    """File of the adapter's next-token log-probabilities: written by `adapter`, read by others."""
+    """File of the adapter's next-token log-probabilities: `adapter` writes it, others read it."""
 
 
 def measure(spec: Spec) -> dict[str, Any]:
@@ -69,19 +71,22 @@ def measure(spec: Spec) -> dict[str, Any]:
     examples = encode_records(
         records, model.tokenizer, model.prompt, cutoff_len=spec.cutoff_len, train_on_inputs=False
     ).examples
-    makers: dict[Part, Callable[[], Any]] = {
-        "speed": lambda: {
+    found: dict[str, Any] = {
+        "way": spec.way,
+        "environment": environment(device) | {"device": device},
+    }
+    if "speed" in spec.parts:
+        found["speed"] = {
             "load_seconds": load_seconds,
-            **time_decoding(model, prompts, spec.max_new_tokens),
+            **time_decoding(model, prompts, min(spec.max_new_tokens, TIMED_TOKENS)),
             "peak_memory_bytes": peak_memory_bytes(device),
             "bytes_on_disk": bytes_on_disk(spec, base),
-        },
-        "answers": lambda: answer(model, prompts, spec.max_new_tokens),
-        "losses": lambda: row_losses(model, examples),
-        "probe": lambda: probe(model, examples, spec),
-    }
-    found = {"way": spec.way, "environment": environment(device) | {"device": device}}
-    return found | {part: makers[part]() for part in spec.parts}
+        }
+    if "answers" in spec.parts:
+        found["answers"] = answer(model, prompts, spec.max_new_tokens)
+    if "losses" in spec.parts:
+        found |= score_responses(model, examples, spec)
+    return found
 
 
 def open_timed(spec: Spec, base: str) -> tuple[Model, float]:
@@ -140,23 +145,37 @@ def answer(model: Model, prompts: Sequence[Any], max_new_tokens: int) -> list[di
 
 
 @torch.no_grad()
-def row_losses(model: Model, examples: Sequence[Example]) -> list[dict[str, float]]:
-    """Of every row, the summed loss in nats and the number of learned tokens, as in training."""
-    losses = []
-    for example in examples:
-        total, count = summed_loss(model.decoder, pack([example]))
-        losses.append({"row": example.row, "loss_sum": float(total), "learned_tokens": int(count)})
-    return losses
+def score_responses(model: Model, examples: Sequence[Example], spec: Spec) -> dict[str, Any]:
+    """Loss of every row, in nats summed over its learned tokens, by the functions of training.
+
+    With a reference also the next-token distributions at the first learned tokens, against it.
+    """
+    decoder = model.decoder
+    losses: list[dict[str, float]] = []
+    probed: list[torch.Tensor] = []
+    for batch in micro_batches(examples, max_rows=0, token_budget=TOKEN_BUDGET):
+        learned, targets = learned_rows(batch, decoder.embedding.device)
+        hidden = hidden_states(decoder, batch)[learned]
+        documents = np.repeat(np.arange(len(batch.rows)), batch.lengths)[learned.cpu()]
+        for place, row in enumerate(batch.rows):
+            mine = torch.from_numpy(documents == place).to(hidden.device)
+            loss = head_loss(decoder.norm(hidden[mine]), decoder.head, targets[mine])
+            count = int(mine.sum())
+            losses.append({"row": row, "loss_sum": float(loss), "learned_tokens": count})
+        room = PROBED_TOKENS - sum(len(part) for part in probed)
+        if spec.reference and room > 0:
+            probed.append(decoder.logits(hidden[:room]).log_softmax(dim=-1).cpu())
+    return {"losses": losses} | (
+        {"probe": against_adapter(torch.cat(probed), spec)} if probed else {}
+    )
 
 
-@torch.no_grad()
-def probe(model: Model, examples: Sequence[Example], spec: Spec) -> dict[str, float]:
-    """Compare next-token distributions with the adapter's, at the first learned tokens.
+def against_adapter(found: torch.Tensor, spec: Spec) -> dict[str, float]:
+    """Compare log-probabilities, fp32 [tokens, vocab], with the adapter's.
 
     KL(adapter || this way) in nats per token, and the share of tokens where both like the same
-    token best. The way `adapter` writes the reference and differs from it by nothing.
+    token best. The way `adapter` writes the reference, and differs from it by nothing.
     """
-    found = torch.cat(list(_log_probabilities(model, examples)))[:PROBED_TOKENS].cpu()
     if spec.way == "adapter":
         np.save(spec.reference, found.numpy(), allow_pickle=False)
     adapter = torch.from_numpy(np.load(spec.reference, allow_pickle=False)).double()
@@ -168,19 +187,6 @@ def probe(model: Model, examples: Sequence[Example], spec: Spec) -> dict[str, fl
         "max_kl": float(kl.max()),
         "top1_agreement": float(same.double().mean()),
     }
-
-
-def _log_probabilities(model: Model, examples: Sequence[Example]) -> Iterator[torch.Tensor]:
-    """Yield fp32 [learned tokens, vocab] of one row after another, until there are enough."""
-    tokens = 0
-    for example in examples:
-        if tokens >= PROBED_TOKENS:
-            return
-        batch = pack([example])
-        learned, _ = learned_rows(batch, model.decoder.embedding.device)
-        hidden = hidden_states(model.decoder, batch)
-        tokens += len(learned)
-        yield model.decoder.logits(hidden[learned]).log_softmax(dim=-1)
 
 
 def bytes_on_disk(spec: Spec, base: str) -> int:
