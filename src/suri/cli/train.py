@@ -9,7 +9,14 @@ from typing import Any
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from suri.files import readable_bytes
 from suri.recipe import ALPACA_LORA, GREEDY, Recipe, recipe_from_toml, with_settings
@@ -83,7 +90,8 @@ class Screen:
             console=self.console,
             disable=not self.live,
         )
-        self.steps, self.task = 1, None
+        self.steps = 1
+        self.task: TaskID | None = None
         self.losses: deque[float] = deque(maxlen=10)
         self.held_out = ""
 

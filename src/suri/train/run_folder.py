@@ -9,7 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import tomli_w
 import torch
 
 from suri.errors import UsageError
@@ -35,6 +34,8 @@ def open_run(recipe: Recipe, adapter_bytes: int) -> Path:
         return folder
     if any(folder.iterdir()):
         _clear(folder, recipe.overwrite)
+    import tomli_w
+
     write_text(folder / RECIPE, tomli_w.dumps(settings_of(recipe)))
     write_json(folder / "environment.json", environment(recipe.device))
     return folder
