@@ -70,6 +70,19 @@ def test_bundled_rows_have_held_out_rows_of_their_own(
     assert rows.facts["sha256"] == load_rows(name, val_set_size, seed=4).facts["sha256"] != other
 
 
+def test_held_out_rows_may_come_from_a_file_of_their_own(tmp_path: Path) -> None:
+    path, records = write(tmp_path, 5)
+    other = tmp_path / "other.jsonl"
+    write_records(other, [Record("Ask.", "", "answer"), Record("Ask again.", "", "no")])
+    rows = load_rows(str(path), 2000, seed=3, val_set_path=str(other))
+    assert rows.train == records
+    assert [record.output for record in rows.held_out] == ["answer", "no"]
+    assert rows.facts["held_out_sha256"] == hashlib.sha256(other.read_bytes()).hexdigest()
+    assert rows.facts["split"] == "all 2 rows of other.jsonl"
+    with pytest.raises(UsageError, match="held-out rows of its own"):
+        load_rows("bundled:9", 2, seed=3, val_set_path=str(other))
+
+
 @pytest.mark.parametrize("name", ["bundled:0", "bundled:-3", "bundled:many", "bundled:²"])
 def test_a_number_of_rows_that_is_none_is_explained(name: str) -> None:
     with pytest.raises(UsageError, match="bundled:400"):

@@ -37,9 +37,16 @@ def load_rows(data_path: str, val_set_size: float, seed: int, val_set_path: str 
     drawn from it and at least one row is left to train; bundled ones are made beside it. A
     `val_set_path` names the file of the held-out rows instead.
 
-    Raises what `read_records` does, and UsageError when ROWS is not a number.
+    Raises what `read_records` does, and UsageError when ROWS is not a number or bundled rows are
+    given other held-out rows than their own.
     """
     if data_path.partition(":")[0] == BUNDLED:
+        if val_set_path:
+            raise UsageError(
+                f"{data_path} has held-out rows of its own",
+                found=f"val_set_path {val_set_path}",
+                do="leave val_set_path out, or write the rows to a file with `suri data make`",
+            )
         return _bundled_rows(data_path, val_set_size, seed)
     path = Path(data_path)
     records = read_records(path)
