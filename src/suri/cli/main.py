@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 
 from suri.errors import SuriError
 
@@ -96,7 +97,7 @@ def tidy(argv: list[str]) -> list[str]:
         else:
             words.append(word)
     tidied = []
-    for word, following in zip(words, [*words[1:], "--"], strict=True):
+    for word, following in pairwise([*words, "--"]):
         tidied.append(word)
         if word.startswith("--") and following.startswith("--") and word != "--help":
             tidied.append("True")

@@ -63,7 +63,7 @@ def _read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such file", do="check the path after --data_path") from None
+        raise UsageError(f"{path}: no such file", do="check the path of the data") from None
     except IsADirectoryError:
         raise UsageError(f"{path} is a folder, and a file of rows is needed") from None
     except OSError as problem:
