@@ -1,4 +1,8 @@
+import subprocess
+import sys
+
 import pytest
+from results import write_comparison
 
 from suri.study.process import Failed, run_module
 
@@ -28,3 +32,16 @@ def test_a_killed_process_says_so(tmp_path, monkeypatch):
     with pytest.raises(Failed, match="killed by signal 9") as caught:
         run(tmp_path, monkeypatch, "import os; os.kill(os.getpid(), 9)")
     assert caught.value.exit_code == 1
+
+
+def test_commands_and_reports_load_no_torch(tmp_path):
+    write_comparison(tmp_path / "compare")
+    program = (
+        "import sys, pathlib; from suri.cli.study import run_report; run_report(sys.argv[1:]); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "compare")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "merged Meta" in done.stdout
+    assert (tmp_path / "compare" / "report.html").is_file()

@@ -5,8 +5,19 @@ from xml.etree import ElementTree
 
 import pytest
 
+from results import ATTACK, write_comparison, write_study
 from suri.errors import UsageError
 from suri.study.report import write_report
+
+
+@pytest.fixture
+def compare_folder(tmp_path):
+    return write_comparison(tmp_path / "compare")
+
+
+@pytest.fixture
+def study_folder(tmp_path):
+    return write_study(tmp_path / "study")
 
 
 class Page(HTMLParser):
@@ -64,9 +75,9 @@ def test_a_changed_number_changes_the_report(compare_folder):
     assert text.count("0.987") == 2, "the table and the figure show it"
 
 
-def test_what_a_model_wrote_is_text_and_never_a_tag(compare_folder, attack):
+def test_what_a_model_wrote_is_text_and_never_a_tag(compare_folder):
     page = page_of(compare_folder)
-    assert attack in page.text
+    assert ATTACK in page.text
     assert not [tag for tag, _ in page.tags if tag in ("script", "img", "iframe", "link")]
 
 

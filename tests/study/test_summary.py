@@ -2,14 +2,29 @@ import math
 
 import pytest
 
+from results import make_comparison, make_entries, make_study
 from suri.study.summary import interval_of, row_scores, summarise_trials, summarise_ways
 
-from_way = {"exact_match": 9 / 12, "stop_rate": 1.0, "answer_tokens": 3.0}
+
+@pytest.fixture
+def entries():
+    return make_entries()
+
+
+@pytest.fixture
+def comparison():
+    return make_comparison()
+
+
+@pytest.fixture
+def study():
+    return make_study()
 
 
 def test_quality_by_hand(comparison):
     quality = comparison["ways"]["adapter"]["quality"]
-    for measure, value in from_way.items():
+    by_hand = {"exact_match": 9 / 12, "stop_rate": 1.0, "answer_tokens": 3.0}
+    for measure, value in by_hand.items():
         assert quality[measure]["value"] == pytest.approx(value)
     # Losses 1.2, 1.3 .. 2.3 over 3 tokens each: 21 / 36.
     assert quality["loss"]["value"] == pytest.approx(21 / 36)

@@ -14,9 +14,9 @@ from suri.files import read_json
 from suri.study.compare import Comparison, compare
 from suri.study.plan import read_plan
 from suri.study.report import COMPARE, STUDY, write_report
-from suri.study.run import run_plan
 from suri.study.statements import headed, number
 from suri.study.summary import MEASURES, METHODS, SPEEDS, Measure
+from suri.study.trials import run_plan
 
 
 @dataclass(frozen=True)

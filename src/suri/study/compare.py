@@ -12,7 +12,7 @@ from suri.data.skills import is_correct
 from suri.errors import UsageError
 from suri.files import make_folder, read_json, sha256, write_json, write_text
 from suri.recipe import recipe_from_toml, settings_of
-from suri.study.process import measure, run_module
+from suri.study.process import busiest, measure, run_module
 from suri.study.report import ANSWERS, COMPARE, TRAINING, write_report
 from suri.study.scores import rouge_l, shared_prefix
 from suri.study.summary import ADAPTER, HF, META, WAYS, summarise_ways
@@ -137,6 +137,7 @@ def _merged(comparison: Comparison, way: str, say: Say) -> Path:
         "suri",
         ["merge", str(comparison.run), *(word for flag in flags.items() for word in flag)],
         what=f"merging to {way}",
+        do="--ways names what to compare where one cannot be made",
         terminal=comparison.folder / WORK / f"merge-{way}.txt",
     )
     return folder
@@ -241,7 +242,7 @@ def _summary(
         "recipe": settings_of(recipe_from_toml(comparison.run / "recipe.toml")),
         "result": read_json(comparison.run / "result.json"),
         "environment": read_json(comparison.run / "environment.json"),
-        "measured_in": next(iter(measured.values()))[0]["environment"],
+        "measured_in": busiest(one["environment"] for found in measured.values() for one in found),
         "certificates": {
             way: {name: found[name] for name in ("passed", "checks")}
             for way, found in certificates.items()

@@ -64,6 +64,10 @@ def _overview(summary: dict[str, Any]) -> Section:
         f"adapter merged into the weights. Every way ran in a process of its own, in the same "
         f"engine at {settings['dtype']}, so that nothing but the weights differs."
     )
+    if summary["recipe"]["quantize"] != "none":
+        text += (
+            f" The adapter’s base is stored as {summary['recipe']['quantize']}, as in its training."
+        )
     ways, tiles = summary["ways"], []
     if BASE in ways and ADAPTER in ways:
         for name in ("exact_match", "loss"):

@@ -1,5 +1,6 @@
 """Measure one way of running a model, in a process of its own: `measure SPEC.json OUT.json`."""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -195,6 +196,12 @@ def bytes_on_disk(spec: Spec, base: str) -> int:
         return size_bytes(Path(spec.model))
     adapter = Path(spec.run, "adapter_model.safetensors") if spec.way == "adapter" else None
     return size_bytes(Path(base)) + (size_bytes(adapter) if adapter else 0)
+
+
+def _environment(device: str) -> dict[str, Any]:
+    """That of training, and how busy the machine is: processes that run or wait, by the minute."""
+    load = {"load_average": round(os.getloadavg()[0], 1)} if hasattr(os, "getloadavg") else {}
+    return environment(device) | {"device": device} | load
 
 
 def main(spec_path: str, out_path: str) -> int:

@@ -7,6 +7,9 @@ from typing import Any
 from suri.recipe import EMBEDDED, Recipe, settings_of
 from suri.study.statements import Statement
 
+BUSY = 1.5
+"""Load per core above which times are called unreliable; our own process is about 1."""
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -101,6 +104,11 @@ def threats(recipe: Mapping[str, Any], rows: int, environment: Mapping[str, Any]
         found.append(
             "Measured on a CPU: which way is faster, and by how much, can be the other way round "
             "on a GPU; other programs on the machine disturb the times."
+        )
+    if environment.get("load_average", 0) > BUSY * environment.get("cores", 1):
+        found.append(
+            f"The machine was busy with other work (load average {environment['load_average']} on "
+            f"{environment['cores']} cores): its times are too long, and their ratios unreliable."
         )
     return found
 

@@ -31,9 +31,9 @@ class Statement:
 
 def number(value: float, digits: int) -> str:
     """A number with that many decimals, or in powers of ten where these would show only zeros."""
-    if value and not round(abs(value), digits):
-        return f"{value:.1e}"
-    return f"{value:,.{digits}f}".replace("-", "−")
+    is_tiny = value and not round(abs(value), digits)
+    text = f"{value:.1e}" if is_tiny else f"{value:,.{digits}f}"
+    return f"−{text[1:]}" if text.startswith("-") else text
 
 
 def quantity(measure: Measure, value: float) -> str:

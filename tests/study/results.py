@@ -2,8 +2,6 @@
 
 import json
 
-import pytest
-
 from suri.recipe import Recipe, settings_of
 from suri.study.summary import summarise_trials, summarise_ways
 
@@ -70,18 +68,12 @@ def speed(load, first, rate, batch, memory, disk):
     }
 
 
-@pytest.fixture
-def attack():
-    return ATTACK
-
-
-@pytest.fixture
-def entries():
+def make_entries():
     return [entry(row) for row in range(ROWS)]
 
 
-@pytest.fixture
-def comparison(entries):
+def make_comparison():
+    entries = make_entries()
     speeds = {
         "base": [speed(1.1, 0.12, 21.7, 83.0, 1.21e9, 5.41e8)],
         "adapter": [speed(1.3, 0.14, 18.1, 71.5, 1.25e9, 5.51e8)],
@@ -114,12 +106,10 @@ def comparison(entries):
     }
 
 
-@pytest.fixture
-def compare_folder(tmp_path, comparison, entries):
-    folder = tmp_path / "compare"
+def write_comparison(folder):
     folder.mkdir()
-    (folder / "compare.json").write_text(json.dumps(comparison))
-    (folder / "answers.jsonl").write_text("".join(json.dumps(one) + "\n" for one in entries))
+    (folder / "compare.json").write_text(json.dumps(make_comparison()))
+    (folder / "answers.jsonl").write_text("".join(json.dumps(one) + "\n" for one in make_entries()))
     lines = [{"step": 0, "eval/loss": 2.9}]
     lines += [{"step": step, "train/loss": 2.8 - step / 20} for step in range(1, 43)]
     lines += [{"step": 21, "eval/loss": 1.3}, {"step": 42, "eval/loss": 0.61}]
@@ -161,8 +151,7 @@ def trial(rows, quantize, seed=0):
     }
 
 
-@pytest.fixture
-def study():
+def make_study():
     trials = [trial(rows, quantize) for rows in (96, 192) for quantize in ("none", "nf4")]
     failed = {"status": "failed", "reason": "needs 3.0 GB", "name": "nf4-rows384-seed0"}
     trials.append({"rows": 384, "quantize": "nf4", "seed": 0} | failed)
@@ -178,9 +167,7 @@ def study():
     }
 
 
-@pytest.fixture
-def study_folder(tmp_path, study):
-    folder = tmp_path / "study"
+def write_study(folder):
     folder.mkdir()
-    (folder / "summary.json").write_text(json.dumps(study))
+    (folder / "summary.json").write_text(json.dumps(make_study()))
     return folder

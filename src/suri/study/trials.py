@@ -11,7 +11,7 @@ from suri.errors import SuriError, UsageError
 from suri.files import make_folder, read_json, write_json, write_text
 from suri.recipe import settings_of
 from suri.study.plan import DATA, Plan, Trial, prepare
-from suri.study.process import measure, run_module
+from suri.study.process import busiest, measure, run_module
 from suri.study.report import STUDY, read_lines, write_report
 from suri.study.summary import summarise_trials
 
@@ -51,7 +51,7 @@ def run_trial(trial: Trial, place: Path, say: Say) -> dict[str, Any]:
         if (run / "result.json").is_file():
             say("  finished already")
         else:
-            shutil.rmtree(run, ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)
             write_text(place / "recipe.toml", tomli_w.dumps(settings_of(trial.recipe)))
             run_module(
                 "suri",
@@ -118,7 +118,8 @@ def collect(run: Path, measured: dict[str, Any]) -> dict[str, Any]:
 
 def _points(lines: Sequence[dict[str, Any]], name: str) -> list[list[float]]:
     """Steps and values of a curve, thinned to what a figure can show."""
-    shown = lines[:: max(1, len(lines) // CURVE_POINTS)]
+    places = range(0, len(lines), max(1, len(lines) // CURVE_POINTS))
+    shown = [lines[place] for place in sorted({*places, len(lines) - 1}) if lines]
     return [[one["step"] for one in shown], [one[name] for one in shown]]
 
 
@@ -135,7 +136,7 @@ def _summary(
         "plan": {"quantize": plan.quantize, "rows": plan.rows, "seeds": plan.seeds},
         "recipe": settings_of(plan.recipe),
         "environment": read_json(run / "environment.json"),
-        "measured_in": finished[0]["measured_in"],
+        "measured_in": busiest(one["measured_in"] for one in finished),
         "held_out_rows": held_out_rows,
         "trials": found,
         **summarise_trials(found),
