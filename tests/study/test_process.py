@@ -2,8 +2,8 @@ import subprocess
 import sys
 
 import pytest
-from results import write_comparison
 
+from results import write_comparison
 from suri.study.process import Failed, run_module
 
 
