@@ -120,16 +120,7 @@ def _has(summary: dict[str, Any], measure: str) -> bool:
 
 def _groups_table(summary: dict[str, Any]) -> Table:
     table = Table(title=f"{summary['held_out_rows']} held-out rows", title_justify="left")
-    columns = (
-        "Rows",
-        "Method",
-        "Time per step",
-        "Peak memory",
-        "Base",
-        "Held-out loss",
-        "Speed-up",
-    )
-    for column in columns:
+    for column in ("Rows", "Method", "Step, s", "Peak, MB", "Base loss", "Loss", "Speed-up"):
         table.add_column(column, justify="left" if column == "Method" else "right")
     speed_ups = {found["rows"]: found["speed_up"] for found in summary["methods"]}
     for group in summary["groups"]:
