@@ -35,6 +35,13 @@ def test_a_plan_reads_recipe_and_study(tmp_path):
     assert plan == Plan(Recipe(lora_r=2), ("nf4",), (3, 9), (5, 0))
 
 
+def test_the_plan_that_comes_along_can_be_prepared(tmp_path):
+    plan = read_plan(Path(__file__).parents[2] / "recipes" / "task2-small.toml")
+    trials, held_out = prepare(plan, tmp_path)
+    assert len(trials) == 4
+    assert len(held_out) == 48
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

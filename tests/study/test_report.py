@@ -96,6 +96,30 @@ def test_the_report_asks_for_nothing_from_outside(compare_folder, study_folder):
         assert all(place.startswith("#") for place in styles)
 
 
+def test_rows_that_no_rule_checks_leave_exact_match_out(compare_folder):
+    def edit(summary):
+        for way in summary["ways"].values():
+            del way["quality"]["exact_match"]
+        summary["differences"] = [
+            found for found in summary["differences"] if found["measure"] != "exact_match"
+        ]
+
+    assert "Exact match" in page_of(compare_folder).text
+    change(compare_folder, "compare.json", edit)
+    text = page_of(compare_folder).text
+    assert "Exact match" not in text
+    assert "Response loss" in text
+
+
+def test_a_busy_machine_is_owned_up_to(compare_folder):
+    def edit(summary):
+        summary["measured_in"] |= {"load_average": 7.5, "cores": 2}
+
+    assert "busy" not in page_of(compare_folder).text
+    change(compare_folder, "compare.json", edit)
+    assert "load average 7.5 on 2 cores" in page_of(compare_folder).text
+
+
 def test_figures_stand_alone_as_files_with_real_colours(compare_folder):
     write_report(compare_folder)
     files = sorted(path.name for path in (compare_folder / "figures").iterdir())
@@ -116,7 +140,7 @@ def test_figures_stand_alone_as_files_with_real_colours(compare_folder):
 def test_the_study_report_shows_numbers_and_the_failed_trial(study_folder):
     text = page_of(study_folder).text
     assert "At 96 rows a QLoRA step is 0.67 times as fast as a LoRA step" in text
-    assert "over 11 paired steps" in text
+    assert "over 11 paired steps of one run each" in text
     assert "QLoRA peaks at 23 % less memory than LoRA (one run each)" in text
     assert "Held-out loss: no difference found between LoRA on 96 rows and QLoRA on 96 rows" in text
     assert "Held-out loss: lower with LoRA on 192 rows than with LoRA on 96 rows" in text

@@ -53,7 +53,7 @@ class Comparison:
     @property
     def folder(self) -> Path:
         """Where the results go."""
-        return Path(self.output_dir.strip() or f"{str(self.run).rstrip('/')}-compare")
+        return Path(self.output_dir.strip() or f"{self.run.resolve()}-compare")
 
     @property
     def chosen(self) -> list[str]:

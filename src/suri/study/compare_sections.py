@@ -43,7 +43,10 @@ def compare_sections(
         _training(summary, training),
         Section(
             "What this does not show",
-            points=threats(summary["recipe"], len(entries), summary["measured_in"]),
+            points=[
+                *threats(summary["recipe"], len(entries), summary["measured_in"]),
+                "Answers are greedy; sampled answers vary more.",
+            ],
         ),
         settings_section(
             summary["recipe"],

@@ -154,19 +154,19 @@ def cost_statements(summary: dict[str, Any]) -> list[Statement]:
 
 def _costs(found: dict[str, Any]) -> Iterator[Statement]:
     at, plain, quantized = f"At {found['rows']} rows", METHODS["none"], METHODS["nf4"]
+    runs = "one run each" if len(found["seeds"]) == 1 else f"{len(found['seeds'])} runs each"
     if found["speed_up"]:
         speed_up = interval_of(found["speed_up"])
         interval = f"{speed_up.low:.2f} to {speed_up.high:.2f} over {speed_up.rows} paired steps"
         yield Statement(
             f"{at} a {quantized} step is {speed_up.value:.2f} times as fast as a {plain} step "
-            f"(95 % interval {interval}).",
+            f"(95 % interval {interval} of {runs}).",
             is_claim=speed_up.is_enough and not speed_up.low <= 1 <= speed_up.high,
         )
     saved = 100 * found["memory_saved"]
-    runs = "one run" if len(found["seeds"]) == 1 else f"{len(found['seeds'])} runs"
     yield Statement(
         f"{at} {quantized} peaks at {abs(saved):.0f} % {'less' if saved > 0 else 'more'} memory "
-        f"than {plain} ({runs} each).",
+        f"than {plain} ({runs}).",
         is_claim=False,
     )
 
