@@ -1,6 +1,7 @@
 """The adapter in PEFT's format: peft loads ours, we load peft's, and nothing else gets in."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from suri.model.adapter import (
     write_adapter,
 )
 from suri.model.config import read_config
-from suri.model.load import base_identity, load_decoder
+from suri.model.load import base_identity, load_decoder, recorded_base
 
 TARGETS = ("q_proj", "v_proj", "down_proj")
 
@@ -142,3 +143,13 @@ def test_an_adapter_for_another_base_names_the_right_one(tiny: Path, embedded: P
     with pytest.raises(UsageError, match="does not fit this base") as caught:
         load_decoder(embedded, adapter=random_adapter(tiny))
     assert str(tiny) in str(caught.value)
+
+
+def test_the_embedded_base_is_found_wherever_it_lies(embedded: Path, tmp_path: Path) -> None:
+    adapter = initial_adapter(read_config(embedded), r=2, alpha=5.0, targets=("k_proj",), seed=0)
+    moved = {"name": "embedded", "path": str(tmp_path / "gone")}
+    write_adapter(tmp_path, replace(adapter, base=moved))
+    assert recorded_base(tmp_path) == embedded
+    write_adapter(tmp_path, replace(adapter, base=moved | {"name": str(tmp_path / "gone")}))
+    with pytest.raises(UsageError, match="is not here"):
+        recorded_base(tmp_path)

@@ -12,7 +12,7 @@ from suri.errors import Corrupt, UsageError
 from suri.model.adapter import Adapter, read_adapter
 from suri.model.config import read_config
 from suri.model.linear import nf4_roundtrip
-from suri.model.load import base_identity, find_base, open_weights
+from suri.model.load import base_identity, open_weights, recorded_base
 from suri.model.tokenizer import FILE, SENTENCEPIECE, Tokenizer, read_tokenizer
 
 BLOCK_BYTES = 64_000_000
@@ -98,7 +98,7 @@ def open_merge(
     Raises UsageError for another base than the adapter's, listing what does not fit.
     """
     adapter = read_adapter(adapter_folder)
-    folder = base_folder or find_base(str(adapter.base.get("path") or ""))
+    folder = base_folder or recorded_base(adapter_folder)
     _check_same_base(adapter, folder)
     trained_on_nf4 = adapter.base.get("quantize") == "nf4"
     quantize = "nf4" if trained_on_nf4 and merge_base == "dequantized" else "none"

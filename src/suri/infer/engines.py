@@ -14,10 +14,16 @@ from suri.data.prompt import Prompt, read_prompt
 from suri.data.records import Record
 from suri.errors import UsageError
 from suri.infer.generate import generate, stream
-from suri.model.adapter import base_of, is_adapter, read_adapter
+from suri.model.adapter import is_adapter, read_adapter
 from suri.model.config import read_config
 from suri.model.decoder import Decoder
-from suri.model.load import base_identity, choose_device, find_base, load_decoder
+from suri.model.load import (
+    base_identity,
+    choose_device,
+    find_base,
+    load_decoder,
+    recorded_base,
+)
 from suri.model.tokenizer import FILE, SENTENCEPIECE, Tokenizer, read_tokenizer
 from suri.recipe import EMBEDDED, Decoding
 
@@ -123,7 +129,7 @@ def _places(model: str, lora_weights: str) -> tuple[Path, Path | None]:
         return find_base(model), Path(lora_weights).expanduser()
     folder = Path(model).expanduser()
     if model != EMBEDDED and is_adapter(folder):
-        return _recorded_base(folder), folder
+        return recorded_base(folder), folder
     if model != EMBEDDED and folder.is_dir() and not _is_model(folder):
         raise UsageError(
             f"{folder} holds neither a model nor an adapter",
@@ -136,18 +142,6 @@ def _places(model: str, lora_weights: str) -> tuple[Path, Path | None]:
 
 def _is_model(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.json", "params.json"))
-
-
-def _recorded_base(adapter_folder: Path) -> Path:
-    """The base that an adapter names."""
-    recorded = str(base_of(adapter_folder).get("path") or "")
-    if recorded and (recorded == EMBEDDED or Path(recorded).is_dir()):
-        return find_base(recorded)
-    raise UsageError(
-        f"the base of the adapter {adapter_folder} is not here",
-        found=f"recorded as {recorded}" if recorded else "the adapter names none",
-        do=f"name it: --base_model FOLDER --lora_weights {adapter_folder}",
-    )
 
 
 def _warn_of_other_base(base: Path, recorded: dict[str, Any]) -> None:

@@ -4,22 +4,20 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from suri.errors import Corrupt, UsageError
 from suri.files import read_json
+from suri.model.adapter import Adapter, base_of
 from suri.model.config import ModelConfig, read_config
 from suri.model.decoder import Decoder, Layer, Norm
 from suri.model.embedded import embedded_base
 from suri.model.linear import Linear
 from suri.model.meta_names import permute, to_hf
 from suri.recipe import EMBEDDED
-
-if TYPE_CHECKING:
-    from suri.model.adapter import Adapter
 
 IGNORED = "rotary_emb.inv_freq"
 """Buffers that folders of 2023 carry beside the weights; they follow from the configuration."""
@@ -55,8 +53,23 @@ def find_base(name: str) -> Path:
     return folder
 
 
-def base_identity(folder: Path, quantize: str) -> dict[str, Any]:
-    """What an adapter records of its base: where it was, what it is, how it was stored.
+def recorded_base(adapter_folder: Path) -> Path:
+    """The base that an adapter names; the embedded one is found wherever it lies now."""
+    recorded = base_of(adapter_folder)
+    path = str(recorded.get("path") or "")
+    if path and Path(path).is_dir():
+        return Path(path)
+    if EMBEDDED in (path, recorded.get("name")):
+        return embedded_base()
+    raise UsageError(
+        f"the base of the adapter {adapter_folder} is not here",
+        found=f"recorded as {path}" if path else "the adapter names none",
+        do="name its folder with --base_model (to chat, add --lora_weights for the adapter)",
+    )
+
+
+def base_identity(folder: Path, quantize: str, name: str = "") -> dict[str, Any]:
+    """What an adapter records of its base: name, where it was, what it is, how it was stored.
 
     The fingerprint is the sha256 of every tensor's name and shape, and of the bytes of the last
     norm and of eight rows of the first q_proj; it is the same in every file format.
@@ -69,8 +82,12 @@ def base_identity(folder: Path, quantize: str) -> dict[str, Any]:
         if name in weights:
             sample = weights[name][:rows].contiguous()
             digest.update(sample.view(torch.uint8).numpy().tobytes())
-    path = str(folder.resolve())
-    return {"path": path, "fingerprint": digest.hexdigest(), "quantize": quantize}
+    return {
+        "name": name,
+        "path": str(folder.resolve()),
+        "fingerprint": digest.hexdigest(),
+        "quantize": quantize,
+    }
 
 
 def choose_device(asked: str) -> str:
@@ -184,7 +201,7 @@ def load_decoder(
     quantize: str = "none",
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    adapter: "Adapter | None" = None,
+    adapter: Adapter | None = None,
     weights: Mapping[str, Tensor] | None = None,
 ) -> Decoder:
     """Build the decoder of `folder`, its linears stored as `quantize` says, adapter attached.

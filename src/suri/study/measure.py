@@ -19,8 +19,7 @@ from suri.errors import SuriError
 from suri.files import read_json, size_bytes, write_json
 from suri.infer.engines import Model, open_model
 from suri.infer.generate import generate, stream
-from suri.model.adapter import base_of
-from suri.model.load import find_base
+from suri.model.load import recorded_base
 from suri.recipe import GREEDY
 from suri.train.loss import head_loss, hidden_states, learned_rows
 from suri.train.run_folder import environment, peak_memory_bytes
@@ -64,7 +63,7 @@ def measure(spec: Spec) -> dict[str, Any]:
     The peak is that of the process until then: the pages of mapped weight files that were read
     count too.
     """
-    base = str(find_base(base_of(Path(spec.run))["path"]))
+    base = str(recorded_base(Path(spec.run)))
     model, load_seconds = open_timed(spec, base)
     device = model.decoder.embedding.device.type
     records = read_records(Path(spec.rows))

@@ -69,7 +69,7 @@ def _train(recipe: Recipe, listen: Listener, answerer: Answerer) -> dict[str, An
         targets=recipe.lora_target_modules,
         seed=recipe.seed,
         dropout=recipe.lora_dropout,
-        base=base_identity(base, recipe.quantize),
+        base=base_identity(base, recipe.quantize, recipe.base_model.strip()),
     )
     adapter_bytes = sum(4 * (a.numel() + b.numel()) for a, b in adapter.tensors.values())
     folder = open_run(recipe, adapter_bytes)
