@@ -119,7 +119,10 @@ def test_distributions_are_held_against_the_adapters(tiny, run, spec):
 
 
 def test_speed_memory_and_disk_are_measured(tiny, run, spec):
-    speed = measure(replace(spec, parts=("speed",)))["speed"]
+    found = measure(replace(spec, parts=("speed",)))
+    speed = found["speed"]
+    assert found["environment"]["device"] == "cpu"
+    assert found["environment"]["load_average"] >= 0
     assert all(value > 0 for value in speed.values())
     assert 5e7 < speed["peak_memory_bytes"] < 2e10
     base = sum(path.stat().st_size for path in tiny.rglob("*") if path.is_file())

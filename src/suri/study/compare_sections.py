@@ -11,6 +11,7 @@ from suri.study.sections import (
     Table,
     Tile,
     Verdict,
+    plain,
     settings_section,
     threats,
 )
@@ -52,7 +53,11 @@ def compare_sections(
             summary["recipe"],
             {
                 "Environment of the training": summary["environment"],
-                "Environment of the measurements": summary["measured_in"],
+                "Environment of the measurements, where it differs": {
+                    name: value
+                    for name, value in summary["measured_in"].items()
+                    if summary["environment"].get(name) != value
+                },
                 "Settings of the comparison": summary["settings"],
             },
         ),
@@ -223,7 +228,7 @@ def _training(summary: dict[str, Any], training: Sequence[dict[str, Any]]) -> Se
         Line("training", *_points(steps, "train/loss"), series=0, faint=True),
         Line("held out", *_points(evaluations, "eval/loss"), series=1),
     ]
-    result = [(name, str(value)) for name, value in summary["result"].items()]
+    result = [(name, plain(value)) for name, value in summary["result"].items()]
     return Section(
         "The training run",
         figures=[

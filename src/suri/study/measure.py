@@ -71,10 +71,7 @@ def measure(spec: Spec) -> dict[str, Any]:
     examples = encode_records(
         records, model.tokenizer, model.prompt, cutoff_len=spec.cutoff_len, train_on_inputs=False
     ).examples
-    found: dict[str, Any] = {
-        "way": spec.way,
-        "environment": environment(device) | {"device": device},
-    }
+    found: dict[str, Any] = {"way": spec.way, "environment": _environment(device)}
     if "speed" in spec.parts:
         found["speed"] = {
             "load_seconds": load_seconds,

@@ -76,12 +76,12 @@ def settings_section(recipe: Mapping[str, Any], environments: Mapping[str, Any])
     """The recipe, and the environments and other settings that belong to the numbers."""
     defaults = settings_of(Recipe())
     changed = [name for name in recipe if recipe[name] != defaults.get(name)]
-    rows = [(name, _plain(recipe[name]), _plain(defaults.get(name))) for name in changed]
+    rows = [(name, plain(recipe[name]), plain(defaults.get(name))) for name in changed]
     tables = [Table(("Setting", "Here", "Default"), rows, "Recipe: settings that were changed")]
     for title, values in environments.items():
-        tables.append(Table((), [(name, _plain(value)) for name, value in _flat(values)], title))
+        tables.append(Table((), [(name, plain(value)) for name, value in _flat(values)], title))
     unchanged = ", ".join(
-        f"{name} {_plain(value)}" for name, value in recipe.items() if name not in changed
+        f"{name} {plain(value)}" for name, value in recipe.items() if name not in changed
     )
     return Section(
         "Recipe and environment", f"Settings left as they are: {unchanged}.", tables=tables
@@ -123,7 +123,10 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return pairs
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A setting or a measured value, as a person would write it."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
     if isinstance(value, list | tuple):
         return ", ".join(str(part) for part in value)
     return "–" if value == "" or value is None else str(value)
