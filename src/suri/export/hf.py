@@ -111,8 +111,8 @@ def write_weights(merge: Merge, folder: Path, report: Report = silent) -> None:
 
 def _reported(merge: Merge, report: Report) -> Iterator[tuple[str, Tensor]]:
     for done, pair in enumerate(fold(merge.base, merge.adapter, merge.dtype), 1):
-        yield pair
         report("folding", done, len(merge.base))
+        yield pair
 
 
 def _shards(sizes: dict[str, int]) -> list[list[str]]:

@@ -126,11 +126,11 @@ def meta_tensors(merge: Merge, report: Report = silent) -> Iterator[tuple[str, T
     config = merge.base.config
     heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
     for done, (name, tensor) in enumerate(fold(merge.base, merge.adapter, merge.dtype), 1):
+        report("folding", done, len(merge.base))
         part = name.split(".")[-2]
         yield to_meta(name), unpermute(tensor, heads[part]) if part in heads else tensor
         if config.tied_head and part == "embed_tokens":
             yield "output.weight", tensor
-        report("folding", done, len(merge.base))
 
 
 def write_archive(file: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:

@@ -11,6 +11,7 @@ from suri.export.meta_decoder import MetaDecoder
 from suri.model.attention import PackedAttention
 from suri.model.decoder import Decoder
 from suri.model.load import load_decoder
+from suri.model.vector_math import settle
 
 Texts = Sequence[Sequence[int]]
 
@@ -21,6 +22,7 @@ def read_logits(folder: Path, to: str, texts: Texts) -> tuple[str, Tensor]:
     Meta folders are read by `meta_decoder`, HF folders by transformers; where that is not
     installed, by Suri's own decoder, and the name says so.
     """
+    settle()
     if to == "meta":
         return "meta_decoder", MetaDecoder(folder).logits(texts)
     if importlib.util.find_spec("transformers"):
@@ -31,6 +33,7 @@ def read_logits(folder: Path, to: str, texts: Texts) -> tuple[str, Tensor]:
 @torch.no_grad()
 def decoder_logits(decoder: Decoder, texts: Texts) -> Tensor:
     """fp32 logits [T, vocab] of Suri's decoder for the same lists as one packed stream."""
+    settle()
     lengths = [len(ids) for ids in texts]
     stream = torch.tensor([i for ids in texts for i in ids])
     positions = torch.cat([torch.arange(length) for length in lengths])
