@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from suri.model.attention import Attend
 from suri.model.config import ModelConfig
 from suri.model.linear import Dropout, Linear, LowRank
+from suri.model.vector_math import settle
 
 
 class Norm(nn.Module):
@@ -93,17 +94,6 @@ def rotary_frequencies(config: ModelConfig) -> Tensor:
     return (1 - smooth) * frequencies / factor + smooth * frequencies
 
 
-def settle_trigonometry() -> None:
-    """Call cos and sin once on one number, before threads do.
-
-    The first call in a process on many numbers, shared among threads, gave other values than the
-    second in 5 of 200 fresh processes (torch 2.13 on a CPU, a busy machine), and in 0 of 200
-    after this; one such call moves logits by more than 1e-3.
-    """
-    for function in (torch.cos, torch.sin):
-        function(torch.ones(1))
-
-
 class Decoder(nn.Module):
     """The whole model, frozen but for the low-rank pairs in its linears."""
 
@@ -120,7 +110,7 @@ class Decoder(nn.Module):
         self.norm = norm
         self.register_buffer("embedding", embedding)
         self.register_buffer("head", head)
-        settle_trigonometry()
+        settle()
         frequencies = rotary_frequencies(config).to(embedding.device)
         self.register_buffer("frequencies", frequencies, persistent=False)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from suri.data.batch import Batch
 from suri.errors import UsageError
 from suri.model.adapter import Adapter
-from suri.model.decoder import settle_trigonometry
+from suri.model.vector_math import settle
 from suri.recipe import Recipe
 from suri.train.engine import Ids
 
@@ -21,7 +21,7 @@ class ReferenceEngine:
 
     def __init__(self, recipe: Recipe, base: Path, adapter: Adapter, device: str) -> None:
         self.start = adapter
-        settle_trigonometry()
+        settle()
         self.device = torch.device(device)
         self.model = _peft_model(recipe, base, adapter, device)
         self.weights = {
