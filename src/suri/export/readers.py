@@ -33,7 +33,6 @@ def read_logits(folder: Path, to: str, texts: Texts) -> tuple[str, Tensor]:
 @torch.no_grad()
 def decoder_logits(decoder: Decoder, texts: Texts) -> Tensor:
     """fp32 logits [T, vocab] of Suri's decoder for the same lists as one packed stream."""
-    settle()
     lengths = [len(ids) for ids in texts]
     stream = torch.tensor([i for ids in texts for i in ids])
     positions = torch.cat([torch.arange(length) for length in lengths])
