@@ -1,5 +1,6 @@
 """What the documents say of the project is true: paths, verbs, flags, recipes."""
 
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -57,3 +58,17 @@ def test_every_setting_explains_itself() -> None:
     source = (ROOT / "src" / "suri" / "recipe.py").read_text(encoding="utf-8")
     for item in fields(Recipe):
         assert re.search(rf"    {item.name}: .+\n    \"\"\"", source), item.name
+
+
+def test_the_readmes_figures_are_the_committed_ones() -> None:
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("demo", ROOT / "benchmarks" / "demo.py")
+    assert spec is not None
+    assert spec.loader is not None
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    result = json.loads((ROOT / "benchmarks" / "results" / "demo.json").read_text("utf-8"))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert demo.table(result) in text
+    assert f"{result['total_seconds']:.0f} seconds in all" in text
