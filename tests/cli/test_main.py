@@ -28,6 +28,7 @@ def test_every_spelling_of_a_flag_means_the_same() -> None:
     words = ["--load-8bit", "--lora_target_modules", "[q_proj,v_proj]", "--val-set-size=2", "x"]
     wanted = "--load_8bit True --lora_target_modules q_proj v_proj --val_set_size 2 x"
     assert tidy(words) == wanted.split()
+    assert tidy(["--lora_target_modules=[q_proj, 'k_proj']"])[1:] == ["q_proj", "k_proj"]
     assert tidy([]) == []
     assert tidy(["--train_on_inputs", "False", "--share"]) == [
         "--train_on_inputs", "False", "--share", "True"

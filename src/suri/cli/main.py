@@ -91,17 +91,22 @@ def tidy(argv: list[str]) -> list[str]:
         if re.match(r"--[A-Za-z]", word):
             flag, equals, value = word.partition("=")
             words.append(flag.replace("-", "_").replace("__", "--", 1))
-            words += [value] if equals else []
-        elif re.fullmatch(r"\[.*\]", word):
-            words += [part.strip(" '\"") for part in word[1:-1].split(",") if part.strip(" '\"")]
+            words += _values(value) if equals else []
         else:
-            words.append(word)
+            words += _values(word)
     tidied = []
     for word, following in pairwise([*words, "--"]):
         tidied.append(word)
         if word.startswith("--") and following.startswith("--") and word != "--help":
             tidied.append("True")
     return tidied
+
+
+def _values(word: str) -> list[str]:
+    """The values in a word: one, or those of a list in brackets."""
+    if not re.fullmatch(r"\[.*\]", word):
+        return [word]
+    return [part.strip(" '\"") for part in word[1:-1].split(",") if part.strip(" '\"")]
 
 
 def complain(text: str) -> None:

@@ -1,6 +1,7 @@
 """Opening the weights of a base, whatever its format, and building the decoder from them."""
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -40,16 +41,41 @@ class Weights(Mapping[str, Tensor]):
         return len(self._readers)
 
 
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_FILES = ("*.json", "*.jinja", "tokenizer.model")
+
+
 def find_base(name: str) -> Path:
-    """The folder of a base: `embedded`, or a path; spaces around it are ignored."""
+    """The folder of a base: `embedded`, a path, or a hub id; spaces around it are ignored."""
     if name.strip() == EMBEDDED:
         return embedded_base()
     folder = Path(name.strip()).expanduser()
-    if not folder.is_dir():
+    if folder.is_dir():
+        return folder
+    if HUB_ID.fullmatch(name.strip()):
+        return _from_hub(name.strip())
+    raise UsageError(
+        f"{folder}: no such model folder",
+        do="give a folder with config.json and weights, a hub id, or `embedded`",
+    )
+
+
+def _from_hub(name: str) -> Path:
+    """The snapshot of a hub id, from the local cache or downloaded; no code of it is fetched."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, "*.safetensors"]))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(
+                snapshot_download(name, allow_patterns=[*HUB_FILES, "pytorch_model*.bin"])
+            )
+    except Exception as problem:  # network, names, rights: the library has an error for each
         raise UsageError(
-            f"{folder}: no such model folder",
-            do="give a folder with config.json and weights, or `embedded`",
-        )
+            f"{name}: no such folder here, and it could not be had from the hub",
+            found=str(problem).splitlines()[0][:200],
+            do="check the name and the network, or give the folder of a model",
+        ) from None
     return folder
 
 

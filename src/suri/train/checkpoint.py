@@ -25,10 +25,11 @@ KEPT = 2
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: optimizer steps done, seconds trained, best evaluation so far."""
+    """Where a run stands: optimizer steps done, seconds since the start and in steps, best loss."""
 
     step: int = 0
     seconds: float = 0.0
+    step_seconds: float = 0.0
     best_loss: float | None = None
     best_step: int = 0
     base_loss: float | None = None

@@ -124,6 +124,7 @@ class Run:
             self.progress,
             step=step,
             seconds=now - self.began,
+            step_seconds=self.progress.step_seconds + now - started,
             tokens=self.progress.tokens + tokens,
             learned_tokens=self.progress.learned_tokens + learned,
         )
