@@ -72,3 +72,10 @@ def test_the_readmes_figures_are_the_committed_ones() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert demo.table(result) in text
     assert f"{result['total_seconds']:.0f} seconds in all" in text
+
+
+def test_the_architecture_names_every_module() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for module in (ROOT / "src" / "suri").glob("*/*.py"):
+        if module.name != "__init__.py":
+            assert f"`{module.name}`" in text, module

@@ -11,6 +11,7 @@ from suri.cli.main import main
 from suri.data.records import Record, read_records
 from suri.infer.engines import open_model
 from suri.model.adapter import initial_adapter
+from suri.model.attention import PackedAttention
 from suri.model.config import read_config
 from suri.model.load import load_decoder
 from suri.recipe import GREEDY
@@ -78,3 +79,19 @@ def test_adapter_and_both_merges_give_the_same_answers(run: Path) -> None:
 def greedy(model: Path, records: list[Record]) -> list[str]:
     decoding = replace(GREEDY, max_new_tokens=24)
     return [answer.text for answer in open_model(str(model)).answer(records, decoding)]
+
+
+def test_peft_gives_the_trained_adapters_logits(run: Path, embedded: Path) -> None:
+    import transformers
+    from peft import PeftModel
+
+    model = open_model(str(run))
+    texts = ["### Instruction:\nName a river.\n\n### Response:\n", "The alpaca and the llama"]
+    base = transformers.AutoModelForCausalLM.from_pretrained(embedded, dtype=torch.float32)
+    theirs = PeftModel.from_pretrained(base, run).eval()
+    for text in texts:
+        ids = torch.tensor(model.tokenizer.encode(text)[0])
+        with torch.no_grad():
+            hidden = model.decoder(ids, torch.arange(len(ids)), PackedAttention([len(ids)]))
+            difference = model.decoder.logits(hidden) - theirs(ids[None]).logits[0]
+        assert difference.abs().max() <= 2e-4
