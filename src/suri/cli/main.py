@@ -39,6 +39,8 @@ def main(argv: list[str] | None = None) -> None:
     # Threads that wait for work by spinning starve everybody on a shared or virtual machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logging.basicConfig(format="note: %(message)s", level=logging.WARNING)
+    # It warns of an optional kernel collection that is not used here.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         find_verb(argv[0])(tidy(argv[1:]))
     except SuriError as problem:
