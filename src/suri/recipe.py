@@ -23,7 +23,7 @@ Schedule = Literal["linear", "cosine", "constant"]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One fine-tuning run. Names are alpaca-lora's where it has one."""
+    """Fine-tune a model. Every setting has a default; names are alpaca-lora's where it has one."""
 
     base_model: str = EMBEDDED
     """Folder of the model to fine-tune; `embedded` is the one that comes with the installation."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from suri.cli.flags import parse
 from suri.cli.main import VERBS, find_verb, main, tidy
-from suri.cli.train import parse
 from suri.errors import UsageError
 from suri.recipe import ALPACA_LORA, Recipe, recipe_from_toml, with_settings
 
@@ -42,12 +42,12 @@ def test_alpaca_loras_command_gives_its_settings() -> None:
          "--batch_size", "2", "--micro_batch_size", "1", "--val_set_size", "2",
          "--lora_target_modules", "[q_proj,k_proj,v_proj,o_proj]", "--group_by_length"]
     )  # fmt: skip
-    recipe = parse(words, start, "finetune.py")
+    recipe = parse(Recipe, words, "finetune.py", default=start)
     assert recipe.lora_target_modules == ("q_proj", "k_proj", "v_proj", "o_proj")
     assert (recipe.batch_size, recipe.micro_batch_size, recipe.val_set_size) == (2, 1, 2)
     assert (recipe.lora_dropout, recipe.train_on_inputs, recipe.cutoff_len) == (0.05, True, 256)
     assert recipe.group_by_length
-    assert parse([], Recipe(), "suri train") == Recipe()
+    assert parse(Recipe, [], "suri train") == Recipe()
 
 
 def test_help_loads_no_torch() -> None:
@@ -60,6 +60,13 @@ def test_help_loads_no_torch() -> None:
         done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert "--help" in done.stdout
+
+
+def test_a_reader_that_stops_reading_is_no_error() -> None:
+    command = f"{sys.executable} -m suri train --help | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout.startswith("usage: suri train")
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize("verb", VERBS)

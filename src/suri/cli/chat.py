@@ -6,10 +6,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from suri.cli.flags import parse
 from suri.data.prompt import find_prompt
 from suri.data.records import Record, read_records
 from suri.errors import UsageError
@@ -18,8 +19,6 @@ from suri.recipe import EMBEDDED, Decoding
 
 if TYPE_CHECKING:
     from suri.infer.engines import Model
-
-T = TypeVar("T")
 
 AT_ONCE = 16
 """Rows answered between two lines of progress."""
@@ -72,7 +71,7 @@ class File:
 
 def run_page(argv: list[str]) -> None:
     """Parse `suri chat`, `suri serve` or alpaca-lora's generate.py, and serve until interrupted."""
-    page = _parse(Page, argv, "suri chat")
+    page = parse(Page, argv, "suri chat")
     _refuse_open_door(page)
     open_page = _page_opener()
     base, adapter = _names(page)
@@ -87,7 +86,7 @@ def run_page(argv: list[str]) -> None:
 
 def run_generate(argv: list[str]) -> None:
     """Parse `suri generate FILE` and write one line {instruction, input, answer} for each row."""
-    asked = _parse(File, argv, "suri generate")
+    asked = parse(File, argv, "suri generate")
     records = read_records(asked.file, need_output=False)
     out = Path(asked.output_path.strip() or asked.file.with_suffix(".answers.jsonl"))
     if out.exists():
@@ -116,16 +115,6 @@ def _answers(
         left = seconds / done * (len(records) - done)
         speed = f"{tokens / seconds:.1f} tokens/s, {left:.0f} s left"
         print(f"{done}/{len(records)} rows, {speed}", flush=True)
-
-
-def _parse(kind: type[T], argv: list[str], program: str) -> T:
-    return tyro.cli(
-        kind,
-        args=argv,
-        prog=program,
-        config=(tyro.conf.FlagConversionOff,),
-        use_underscores=True,
-    )
 
 
 def _names(page: Page) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import tyro
 
+from suri.cli.flags import parse
 from suri.data.records import write_records
 from suri.data.skills import LICENCE, SKILLS, make_rows
 from suri.errors import UsageError
@@ -31,15 +32,7 @@ def run(args: list[str]) -> None:
         verb, rest = "make", ["--help"]
     if verb != "make":
         raise UsageError(f"suri data cannot {verb}", do="suri data make OUT --rows 200")
-    make(
-        tyro.cli(
-            Make,
-            args=rest,
-            prog="suri data make",
-            config=(tyro.conf.FlagConversionOff,),
-            use_underscores=True,
-        )
-    )
+    make(parse(Make, rest, "suri data make"))
 
 
 def make(settings: Make) -> None:

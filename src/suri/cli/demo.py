@@ -7,10 +7,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 from rich.markup import escape
 
+from suri.cli.flags import parse
 from suri.errors import SuriError, UsageError
 from suri.files import make_folder, need_space, write_text
 
@@ -38,7 +38,7 @@ class Demo:
 
 def run(argv: list[str]) -> None:
     """Run every step and end by saying where the report is; a step that fails ends the demo."""
-    demo = tyro.cli(Demo, args=argv, prog="suri demo", use_underscores=True)
+    demo = parse(Demo, argv, "suri demo")
     folder = Path(demo.output_dir.strip())
     _open(folder)
     console, began = Console(highlight=False), time.perf_counter()

@@ -49,6 +49,9 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         complain("stopped; nothing that was complete is lost")
         sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output, `head` say, has enough; the interpreter's last flush has not.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as problem:
         if problem.filename is None:
             raise

@@ -4,16 +4,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from suri.cli.flags import parse
+
 if TYPE_CHECKING:
     from suri.export.fold import Report
-
-Flags = TypeVar("Flags")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class VerifyFlags:
 
 def run_merge(args: list[str]) -> None:
     """Parse `suri merge`, write the folder and print its certificate; the last line is PASS."""
-    flags = _parse(MergeFlags, args, "suri merge")
+    flags = parse(MergeFlags, args, "suri merge")
     from suri.export.hf import write_hf
     from suri.export.meta import write_meta
     from suri.model.load import find_base
@@ -66,7 +66,7 @@ def run_merge(args: list[str]) -> None:
 
 def run_verify(args: list[str]) -> None:
     """Parse `suri verify` and check; prints PASS, or raises Corrupt with what is wrong."""
-    flags = _parse(VerifyFlags, args, "suri verify")
+    flags = parse(VerifyFlags, args, "suri verify")
     from suri.errors import Corrupt
     from suri.export.certify import verify
 
@@ -78,16 +78,6 @@ def run_verify(args: list[str]) -> None:
     if not certificate.passed:
         raise Corrupt(f"{folder} no longer gives the logits of base and adapter")
     print(f"PASS {certificate.to} {folder}")
-
-
-def _parse(flags: type[Flags], args: list[str], program: str) -> Flags:
-    return tyro.cli(
-        flags,
-        args=args,
-        prog=program,
-        config=(tyro.conf.FlagConversionOff,),
-        use_underscores=True,
-    )
 
 
 @contextmanager

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from suri.cli.flags import parse
 from suri.files import read_json
 from suri.study.compare import Comparison, compare
 from suri.study.plan import read_plan
@@ -21,7 +21,7 @@ from suri.study.trials import run_plan
 
 @dataclass(frozen=True)
 class StudyCommand:
-    """Which study to run, and where its results go."""
+    """LoRA and QLoRA over sizes of data."""
 
     plan: Path
     """TOML file with [recipe] and [study]."""
@@ -31,7 +31,7 @@ class StudyCommand:
 
 @dataclass(frozen=True)
 class ReportCommand:
-    """Which folder to write the report of."""
+    """Write the report of a folder of results again."""
 
     folder: Path
     """Folder that `suri compare` or `suri study` wrote."""
@@ -39,32 +39,21 @@ class ReportCommand:
 
 def run_compare(argv: list[str]) -> None:
     """Parse and run `suri compare RUN`."""
-    settings = _parse(Comparison, argv, "compare", "Base, adapter and merged models, side by side.")
+    settings = parse(Comparison, argv, "suri compare", positional=True)
     _finish(compare(settings, _speaker()))
 
 
 def run_study(argv: list[str]) -> None:
     """Parse and run `suri study PLAN.toml`."""
-    asked = _parse(StudyCommand, argv, "study", "LoRA and QLoRA over sizes of data.")
+    asked = parse(StudyCommand, argv, "suri study", positional=True)
     folder = Path(asked.output_dir.strip() or asked.plan.stem)
     _finish(run_plan(read_plan(asked.plan), folder, _speaker()))
 
 
 def run_report(argv: list[str]) -> None:
     """Parse and run `suri report FOLDER`."""
-    asked = _parse(ReportCommand, argv, "report", "Write the report of a folder of results again.")
+    asked = parse(ReportCommand, argv, "suri report", positional=True)
     _finish(write_report(asked.folder))
-
-
-def _parse(kind: type[Any], argv: list[str], verb: str, description: str) -> Any:
-    return tyro.cli(
-        kind,
-        args=argv,
-        prog=f"suri {verb}",
-        description=description,
-        config=(tyro.conf.PositionalRequiredArgs,),
-        use_underscores=True,
-    )
 
 
 def _speaker() -> Any:

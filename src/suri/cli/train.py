@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -18,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from suri.cli.flags import parse
 from suri.files import readable_bytes
 from suri.recipe import ALPACA_LORA, GREEDY, Recipe, recipe_from_toml, with_settings
 
@@ -31,7 +31,7 @@ def run(argv: list[str]) -> None:
         place = argv.index("--recipe")
         start = recipe_from_toml(Path(argv[place + 1]))
         argv = argv[:place] + argv[place + 2 :]
-    _train(parse(argv, start, "suri train"))
+    _train(parse(Recipe, argv, "suri train", default=start))
 
 
 def run_finetune(argv: list[str]) -> None:
@@ -45,20 +45,7 @@ def run_finetune(argv: list[str]) -> None:
             print(f"note: {word} is not used; metrics.jsonl holds the figures")
         else:
             kept.append(word)
-    _train(parse(kept, start, "finetune.py"))
-
-
-def parse(argv: list[str], start: Recipe, program: str) -> Recipe:
-    """Flags over the values of `start`."""
-    return tyro.cli(
-        Recipe,
-        args=argv,
-        default=start,
-        prog=program,
-        description="Fine-tune a model; every setting has a default.",
-        config=(tyro.conf.FlagConversionOff,),
-        use_underscores=True,
-    )
+    _train(parse(Recipe, kept, "finetune.py", default=start))
 
 
 def _train(recipe: Recipe) -> None:

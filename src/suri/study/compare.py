@@ -25,7 +25,7 @@ MERGED = {HF: "merged-hf", META: "merged-meta"}
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Settings of one comparison."""
+    """Base, adapter and merged models, side by side."""
 
     run: Path
     """Run folder of a finished training."""
