@@ -5,9 +5,12 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# As the command line sets it; torch reads it when it is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
 
 REAL_ROWS = Path(__file__).parents[2] / "shared" / "data" / "alpaca_en_999.json"
 
