@@ -1,5 +1,6 @@
 """`suri demo`: the whole path on the embedded base, each step a command of its own."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -54,7 +55,15 @@ def run(argv: list[str]) -> None:
     console.rule(f"[bold green]done in {time.perf_counter() - began:.0f} s", align="left")
     report = folder / "compare" / "report.html"
     console.print(f"report: [bold]{escape(str(report))}[/]", soft_wrap=True)
-    console.print(f"chat:   [bold]suri chat {escape(str(folder / 'run'))}[/]", soft_wrap=True)
+    chat = f"{_program()} chat {folder / 'run'}"
+    console.print(f"chat:   [bold]{escape(chat)}[/]", soft_wrap=True)
+
+
+def _program() -> str:
+    """What a person types to start this program: its path where the shell does not know it."""
+    if shutil.which("suri"):
+        return "suri"
+    return os.path.relpath(Path(sys.executable).with_name("suri"))
 
 
 def steps(folder: Path) -> list[tuple[str, list[str]]]:
