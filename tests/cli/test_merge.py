@@ -19,7 +19,7 @@ def folders(tmp_path_factory) -> tuple[Path, Path]:
 
     from suri.model.adapter import initial_adapter, write_adapter
     from suri.model.config import read_config
-    from suri.model.load import base_identity
+    from suri.model.weights import base_identity
 
     base = write_tokenizer(make_model(tmp_path_factory.mktemp("base")))
     file = base / "model.safetensors"

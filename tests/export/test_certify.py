@@ -29,8 +29,8 @@ from suri.export.meta import write_meta
 from suri.files import read_json, write_json
 from suri.model import load
 from suri.model.adapter import Adapter, read_adapter, write_adapter
-from suri.model.load import base_identity
 from suri.model.meta_names import permute, unpermute
+from suri.model.weights import base_identity
 
 WRITERS = {"hf": write_hf, "meta": write_meta}
 

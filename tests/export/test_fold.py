@@ -12,7 +12,7 @@ from suri.export import fold as folding
 from suri.export.fold import MergeBase, fold, open_merge
 from suri.files import read_json, write_json
 from suri.model.adapter import read_adapter, write_adapter
-from suri.model.load import base_identity
+from suri.model.weights import base_identity
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from merges import KINDS, files_in, make_adapter, make_base, merged_by_peft
 from suri.errors import UsageError
 from suri.export.meta import meta_params, write_archive, write_meta
 from suri.model.config import ModelConfig, read_config
-from suri.model.load import open_weights
+from suri.model.weights import open_weights
 
 
 def config_of(dim: int, inner: int, heads: int, **changes) -> ModelConfig:

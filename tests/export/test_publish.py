@@ -15,7 +15,7 @@ from suri.export.hf import write_hf
 from suri.export.meta import write_meta
 from suri.model.adapter import initial_adapter, write_adapter
 from suri.model.config import read_config
-from suri.model.load import base_identity
+from suri.model.weights import base_identity
 from suri.recipe import LINEARS
 
 

@@ -20,7 +20,8 @@ from suri.infer.generate import generate
 from suri.model.adapter import initial_adapter, write_adapter
 from suri.model.attention import PackedAttention
 from suri.model.config import read_config
-from suri.model.load import base_identity, load_decoder
+from suri.model.load import load_decoder
+from suri.model.weights import base_identity
 from suri.recipe import GREEDY, Decoding
 
 SHORT = replace(GREEDY, max_new_tokens=8)

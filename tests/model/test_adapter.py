@@ -19,7 +19,8 @@ from suri.model.adapter import (
     write_adapter,
 )
 from suri.model.config import read_config
-from suri.model.load import base_identity, load_decoder, recorded_base
+from suri.model.load import load_decoder
+from suri.model.weights import base_identity, recorded_base
 
 TARGETS = ("q_proj", "v_proj", "down_proj")
 

@@ -47,7 +47,7 @@ def run_merge(args: list[str]) -> None:
     flags = parse(MergeFlags, args, "suri merge")
     from suri.export.hf import write_hf
     from suri.export.meta import write_meta
-    from suri.model.load import find_base
+    from suri.model.weights import find_base
 
     write = {"hf": write_hf, "meta": write_meta}[flags.to]
     out = Path(flags.output_dir.strip())

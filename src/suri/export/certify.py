@@ -18,7 +18,8 @@ from suri.export.fold import Merge, Report, open_merge, silent
 from suri.export.readers import decoder_logits, read_logits
 from suri.files import read_json, sha256
 from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE
-from suri.model.load import load_decoder, open_weights
+from suri.model.load import load_decoder
+from suri.model.weights import open_weights
 
 FILE = "certificate.json"
 ROWS = 64

@@ -12,8 +12,8 @@ from suri.errors import Corrupt, UsageError
 from suri.model.adapter import Adapter, read_adapter
 from suri.model.config import read_config
 from suri.model.linear import nf4_roundtrip
-from suri.model.load import base_identity, open_weights, recorded_base
 from suri.model.tokenizer import FILE, SENTENCEPIECE, Tokenizer, read_tokenizer
+from suri.model.weights import base_identity, open_weights, recorded_base
 
 BLOCK_BYTES = 64_000_000
 """Most bytes of one block of rows in fp32."""

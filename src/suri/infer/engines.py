@@ -17,14 +17,9 @@ from suri.infer.generate import generate, stream
 from suri.model.adapter import is_adapter, read_adapter
 from suri.model.config import read_config
 from suri.model.decoder import Decoder
-from suri.model.load import (
-    base_identity,
-    choose_device,
-    find_base,
-    load_decoder,
-    recorded_base,
-)
+from suri.model.load import choose_device, load_decoder
 from suri.model.tokenizer import FILE, SENTENCEPIECE, Tokenizer, read_tokenizer
+from suri.model.weights import base_identity, find_base, recorded_base
 from suri.recipe import EMBEDDED, Decoding
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from suri.errors import SuriError
 from suri.files import read_json, size_bytes, write_json
 from suri.infer.engines import Model, open_model
 from suri.infer.generate import generate, stream
-from suri.model.load import recorded_base
+from suri.model.weights import recorded_base
 from suri.recipe import GREEDY
 from suri.train.loss import head_loss, hidden_states, learned_rows
 from suri.train.run_folder import environment, peak_memory_bytes

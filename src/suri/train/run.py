@@ -15,8 +15,9 @@ from suri.errors import DataError
 from suri.files import disk_errors_explained, write_json
 from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter, initial_adapter, write_adapter
 from suri.model.config import read_config
-from suri.model.load import base_identity, choose_device, find_base
+from suri.model.load import choose_device
 from suri.model.tokenizer import Tokenizer, read_tokenizer
+from suri.model.weights import base_identity, find_base
 from suri.recipe import Recipe
 from suri.train.checkpoint import Progress
 from suri.train.engine import Answerer, Engine, SuriEngine

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from conftest import make_model
 from suri.errors import Corrupt, UsageError
-from suri.model.load import base_identity, find_base, load_decoder, open_weights
+from suri.model.load import load_decoder
+from suri.model.weights import base_identity, find_base, open_weights
 
 
 def test_a_hub_id_is_taken_from_the_cache(
