@@ -27,10 +27,10 @@ from suri.export.fold import fold, open_merge
 from suri.export.hf import write_hf
 from suri.export.meta import write_meta
 from suri.files import read_json, write_json
-from suri.model import load
+from suri.model import weights as weights_module
 from suri.model.adapter import Adapter, read_adapter, write_adapter
 from suri.model.meta_names import permute, unpermute
-from suri.model.weights import base_identity
+from suri.model.weights import base_identity, open_weights
 
 WRITERS = {"hf": write_hf, "meta": write_meta}
 
@@ -135,7 +135,7 @@ def test_a_permutation_wrong_both_ways_fails_by_its_logits_alone(
 ):
     """Writer and reader agree on the wrong order; only the independent decoder sees it."""
     monkeypatch.setattr(meta, "unpermute", permute)
-    monkeypatch.setattr(load, "permute", unpermute)
+    monkeypatch.setattr(weights_module, "permute", unpermute)
     with pytest.raises(Corrupt) as caught:
         write_meta(base, adapter, tmp_path / "merged")
     assert "targets" not in caught.value.found
@@ -218,7 +218,7 @@ def test_an_adapter_trained_on_nf4_equals_the_model_that_was_trained(base, adapt
     again, left_out = verify(tmp_path / "merged")
     assert again.passed
     assert not left_out
-    weights = load.open_weights(tmp_path / "merged"), load.open_weights(tmp_path / "o")
+    weights = [open_weights(tmp_path / name) for name in ("merged", "o")]
     name = "model.layers.0.mlp.up_proj.weight"
     assert not torch.equal(weights[0][name], weights[1][name])
 
