@@ -110,7 +110,6 @@ def test_the_saved_prompt_is_used(tmp_path, tiny, lora):
 
 
 def test_an_adapter_trained_on_nf4_opens_on_nf4(tiny, lora):
-    pytest.importorskip("bitsandbytes")
     recorded = json.loads((lora / "base.json").read_text(encoding="utf-8"))
     (lora / "base.json").write_text(json.dumps(recorded | {"quantize": "nf4"}), encoding="utf-8")
     assert type(open_model(str(lora)).decoder.layers[0].down.base).__name__ == "NF4"
