@@ -90,7 +90,7 @@ def test_peft_gives_the_trained_adapters_logits(run: Path, embedded: Path) -> No
     base = transformers.AutoModelForCausalLM.from_pretrained(embedded, dtype=torch.float32)
     theirs = PeftModel.from_pretrained(base, run).eval()
     for text in texts:
-        ids = torch.tensor(model.tokenizer.encode(text)[0])
+        ids = torch.tensor(model.tokenizer.encode(text))
         with torch.no_grad():
             hidden = model.decoder(ids, torch.arange(len(ids)), PackedAttention([len(ids)]))
             difference = model.decoder.logits(hidden) - theirs(ids[None]).logits[0]

@@ -73,7 +73,7 @@ def test_old_folder_is_mended_and_read(
     assert (tokenizer.bos_id, tokenizer.eos_id) == (pieces.bos_id(), pieces.eos_id())
     assert "eos_token was '', mended to '</s>'" in caplog.text
     text = "Below is an instruction: the llama\n\neats  é"
-    assert tokenizer.encode(text)[0] == pieces.encode(text)
+    assert tokenizer.encode(text) == pieces.encode(text)
     decoder = load_decoder(folder)
     shard = torch.load(folder / "pytorch_model-00001-of-00002.bin", weights_only=True)
     assert torch.equal(decoder.head, shard["lm_head.weight"].float())
@@ -92,13 +92,13 @@ def test_saved_tokenizer_reads_the_same_and_transformers_agrees(
     text = "the alpaca spins </s> wool"
     assert again.encode(text) == ours.encode(text)
     assert (again.bos_id, again.eos_id) == (ours.bos_id, ours.eos_id)
-    assert theirs("fine wool")["input_ids"] == [1, *again.encode("fine wool")[0]]
+    assert theirs("fine wool")["input_ids"] == [1, *again.encode("fine wool")]
 
 
 @pytest.mark.parametrize("text", ["</s>", "<s> and <unk>", "a<|im_end|>b", "<|endoftext|>"])
 def test_text_like_a_special_token_stays_text(text: str, embedded: Path) -> None:
     tokenizer = read_tokenizer(embedded)
-    ids = tokenizer.encode(text)[0]
+    ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert not {tokenizer.eos_id, tokenizer.pad_id} & set(ids)
 

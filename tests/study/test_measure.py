@@ -59,7 +59,7 @@ def reference_scores(model, tokenizer, prompt):
     """Of every record the log-probabilities at its response, and the tokens that stand there."""
     for record in RECORDS:
         start = len(encode_prompt(record, tokenizer, prompt))
-        ids, _ = tokenizer.encode(prompt.render(record) + record.output)
+        ids = tokenizer.encode(prompt.render(record) + record.output)
         ids = torch.tensor([[*ids, tokenizer.eos_id]])
         yield model(ids).logits[0, start - 1 : -1].log_softmax(-1), ids[0, start:]
 

@@ -2,33 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from suri.data.prompt import Prompt
 from suri.data.records import Record
+from suri.data.tokenizer import Tokenizer
 
 NOT_LEARNED = -100
 ROWS_AT_ONCE = 1000
-
-Encoding = tuple[list[int], list[tuple[int, int]]]
-
-
-class Tokenizer(Protocol):
-    """What rows need of a tokenizer; it adds no BOS or EOS of its own.
-
-    Encoding gives the ids of a text and the [start, end) characters of each.
-    """
-
-    @property
-    def eos_id(self) -> int: ...  # noqa: D102
-    @property
-    def bos_id(self) -> int | None: ...  # noqa: D102
-    def encode(self, text: str) -> Encoding: ...  # noqa: D102
-    def encode_many(self, texts: Sequence[str]) -> list[Encoding]: ...  # noqa: D102
-    def decode(self, ids: Sequence[int]) -> str: ...  # noqa: D102
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +74,7 @@ def encode_records(
 
 def encode_prompt(record: Record, tokenizer: Tokenizer, prompt: Prompt) -> NDArray[np.int32]:
     """The ids that stand before the response in training: int32 [n], BOS included."""
-    ids, _ = tokenizer.encode(prompt.render(record))
+    ids = tokenizer.encode(prompt.render(record))
     return np.array([*_bos(tokenizer), *ids], dtype=np.int32)
 
 
@@ -110,10 +93,10 @@ def _tokenise(
         prompts = [prompt.render(record) for record in piece]
         texts = [text + record.output for text, record in zip(prompts, piece, strict=True)]
         pairs = zip(tokenizer.encode_many(prompts), tokenizer.encode_many(texts), strict=True)
-        for record, ((asked, _), (whole, _)) in zip(piece, pairs, strict=True):
+        for record, (asked, whole) in zip(piece, pairs, strict=True):
             answer = whole[len(asked) :]
             if whole[: len(asked)] != asked:
-                answer, _ = tokenizer.encode(record.output)
+                answer = tokenizer.encode(record.output)
             yield [*bos, *asked], answer
 
 

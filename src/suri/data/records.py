@@ -15,12 +15,18 @@ EXPECTED = 'one record is {"instruction": "...", "input": "...", "output": "..."
 
 @dataclass(frozen=True)
 class Record:
-    """One instruction with its answer; `skill` names the rule that checks the answer, if any."""
+    """One instruction with its answer; `skill` names the rule that checks the answer, if any.
+
+    `history` holds the (question, answer) turns of a conversation before the instruction, `system`
+    the text that a conversation opens with.
+    """
 
     instruction: str
     input: str
     output: str
     skill: str = ""
+    history: tuple[tuple[str, str], ...] = ()
+    system: str = ""
 
 
 def read_records(path: Path, *, need_output: bool = True) -> list[Record]:
@@ -134,7 +140,10 @@ def _row_problems(row: Any, required: tuple[str, ...]) -> Iterator[str]:
 
 
 def _record(row: dict[str, Any]) -> Record:
-    return Record(*(row.get(key) or "" for key in ("instruction", "input", "output", "skill")))
+    instruction, given, output, skill = (
+        row.get(key) or "" for key in ("instruction", "input", "output", "skill")
+    )
+    return Record(instruction, given, output, skill)
 
 
 def _is_unicode(text: str) -> bool:

@@ -200,7 +200,7 @@ def probe_ids(merge: Merge) -> list[list[int]]:
         ids = np.random.default_rng(0).integers(merge.base.config.vocab_size, size=shape)
         return [[int(i) for i in row] for row in ids]
     start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    return [(start + list(tokenizer.encode(text)[0]))[:PROBE_TOKENS] for text in PROBES]
+    return [(start + tokenizer.encode(text))[:PROBE_TOKENS] for text in PROBES]
 
 
 def verify(folder: Path, report: Report = silent) -> tuple[Certificate, str]:

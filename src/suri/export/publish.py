@@ -10,8 +10,7 @@ from suri.errors import Corrupt
 from suri.export.certify import FILE, Certificate, certify
 from suri.export.fold import Merge, Report, silent
 from suri.files import disk_errors_explained, need_space, publishing, write_json, write_text
-
-CHAT_TEMPLATE = "chat_template.jinja"
+from suri.model.tokenizer import CHAT_TEMPLATE
 
 CARD = """\
 ---

@@ -1,22 +1,24 @@
-"""The tokenizer of a base: text to ids with character offsets, special tokens never from text."""
+"""The tokenizer of a base: text to ids and back, special tokens never from text."""
 
+import hashlib
 import logging
 import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
 from suri.errors import Corrupt, UsageError
-from suri.files import read_json, sha256, write_json
+from suri.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 
-Offsets = list[tuple[int, int]]
 CONFIG_FILE, FILE, SENTENCEPIECE = "tokenizer_config.json", "tokenizer.json", "tokenizer.model"
+CHAT_TEMPLATE = "chat_template.jinja"
 
 
 @dataclass(frozen=True)
@@ -31,15 +33,37 @@ class Tokenizer:
     config: dict[str, Any] = field(repr=False)
     source: Path = field(repr=False)
 
-    def encode(self, text: str) -> tuple[list[int], Offsets]:
-        """Ids and [start, end) characters of each; text like `</s>` stays text."""
-        encoding = self.backend.encode(text, add_special_tokens=False)
-        return encoding.ids, encoding.offsets
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """Tokens that no text is turned into, with their ids."""
+        added = self.backend.get_added_tokens_decoder()
+        return {token.content: number for number, token in added.items() if token.special}
 
-    def encode_many(self, texts: Sequence[str]) -> list[tuple[list[int], Offsets]]:
+    @property
+    def chat_template(self) -> str | None:
+        """The base's own template of conversations (Jinja), if it has one."""
+        file = self.source / CHAT_TEMPLATE
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+        template = self.config.get("chat_template")
+        if isinstance(template, list):  # several by name, as some folders of 2024 have them
+            template = {each.get("name"): each.get("template") for each in template}.get("default")
+        return template if isinstance(template, str) else None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The sha256 of everything that decides about ids."""
+        text = f"{self.backend.to_str()} {self.bos_id} {self.eos_id}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text; text like `</s>` stays text."""
+        return list(self.backend.encode(text, add_special_tokens=False).ids)
+
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         """As `encode`, for many texts at once and on all cores."""
-        encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
-        return [(encoding.ids, encoding.offsets) for encoding in encodings]
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out."""
@@ -90,11 +114,6 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         config=config,
         source=folder,
     )
-
-
-def fingerprint(folder: Path) -> str:
-    """The sha256 of the folder's tokenizer file."""
-    return sha256(folder / FILE if (folder / FILE).is_file() else folder / SENTENCEPIECE)
 
 
 def _adds_bos(backend: Backend, bos_id: int | None) -> bool:
