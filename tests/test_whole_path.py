@@ -45,13 +45,13 @@ def test_held_out_loss_falls_by_five_percent(run: Path) -> None:
 
 def test_an_adapter_of_zeros_scores_exactly_as_the_base(run: Path, embedded: Path) -> None:
     from suri.data.batch import pack
-    from suri.data.encode import encode_records
+    from suri.data.encode import Rules, encode_records
     from suri.data.prompt import read_prompt
     from suri.model.tokenizer import read_tokenizer
 
     examples = encode_records(
         read_records(run / "held_out.jsonl")[:4], read_tokenizer(embedded), read_prompt(run),
-        cutoff_len=256, train_on_inputs=False,
+        Rules(256),
     ).examples  # fmt: skip
     zero = initial_adapter(
         read_config(embedded), r=4, alpha=9.0, targets=("q_proj", "down_proj"), seed=1

@@ -101,6 +101,12 @@ def make_folder(folder: Path) -> None:
         ) from None
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: SURI_CACHE, or suri in the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("SURI_CACHE") or Path(home) / "suri")
+
+
 def need_space(folder: Path, needed_bytes: int, purpose: str) -> None:
     """Raise DoesNotFit when the disk under `folder` has less than `needed_bytes` free."""
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())

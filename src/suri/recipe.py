@@ -18,6 +18,7 @@ LINEARS = ATTENTION + MLP
 
 Quantize = Literal["none", "nf4"]
 Engine = Literal["suri", "reference"]
+Overlong = Literal["trim-input", "trim-response", "drop", "error"]
 Schedule = Literal["linear", "cosine", "constant"]
 
 
@@ -28,7 +29,10 @@ class Recipe:
     base_model: str = EMBEDDED
     """Folder of the model to fine-tune; `embedded` is the one that comes with the installation."""
     data_path: str = BUNDLED
-    """JSON list or JSONL in Alpaca format; `bundled` (or bundled:ROWS) is the set written here."""
+    """Rows: JSON, JSONL, CSV, Parquet, a folder or a hub id; `bundled` (or bundled:ROWS,
+    bundled:ROWS:zh) is the set written here."""
+    columns: str = ""
+    """Columns by other names, as instruction=question,output=answer."""
     output_dir: str = "./lora-alpaca"
     """Run folder: the adapter in PEFT's format, metrics, recipe."""
     batch_size: int = 16
@@ -50,7 +54,10 @@ class Recipe:
     max_grad_norm: float = 1.0
     """Longer gradients are scaled down to this length (0: never)."""
     cutoff_len: int = 512
-    """Most tokens of one row; longer rows are cut, and counted."""
+    """Most tokens of one row."""
+    overlong: Overlong = "trim-input"
+    """Longer rows: shorten the input (then the response), cut the end of the response, drop the
+    row, or stop with an error. All are counted."""
     val_set_size: float = 0.05
     """Rows held out for evaluation: a number of rows, or below 1 a share. 0 holds out none."""
     val_set_path: str = ""
@@ -68,9 +75,10 @@ class Recipe:
     add_eos_token: bool = True
     """Kept for alpaca-lora's commands: the end-of-text token is always learned."""
     group_by_length: bool = False
-    """Kept for alpaca-lora's commands: packed rows have no padding to save."""
+    """Put rows of like length into the same step."""
     prompt_template_name: str = "alpaca"
-    """The prompt that wraps instruction and input."""
+    """The prompt that wraps instruction and input: alpaca, alpaca_short, alpaca_legacy, vigogne,
+    chat (the base's own template), or the path of a JSON file."""
     quantize: Quantize = "none"
     """How the frozen base is stored: none (as given) or nf4 (4 bits, QLoRA)."""
     engine: Engine = "suri"
@@ -135,6 +143,7 @@ ALPACA_LORA = {
     "num_epochs": 3.0,
     "learning_rate": 3e-4,
     "cutoff_len": 256,
+    "overlong": "trim-response",
     "val_set_size": 2000.0,
     "lora_r": 8,
     "lora_alpha": 16.0,

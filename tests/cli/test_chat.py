@@ -100,7 +100,7 @@ def test_a_file_of_instructions_is_answered(tmp_path, tiny, capsys):
 def test_a_broken_file_is_refused_before_a_model_is_opened(tmp_path):
     asked = tmp_path / "asked.json"
     asked.write_text('[{"input": "no instruction"}]', encoding="utf-8")
-    with pytest.raises(DataError, match="instruction is missing"):
+    with pytest.raises(DataError, match="record 1, instruction: missing"):
         run_generate([str(asked), "--model", str(tmp_path / "nowhere")])
     assert list(tmp_path.iterdir()) == [asked]
 

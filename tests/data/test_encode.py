@@ -1,6 +1,8 @@
 """Ids and labels against the tokenizer's own character offsets, and against counts by hand."""
 
 import random
+from array import array
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +10,12 @@ import pytest
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from suri.data.encode import Encoded, encode_prompt, encode_records
-from suri.data.prompt import Prompt, find_prompt
+from suri.data.encode import Rules, encode_prompt, encode_records
+from suri.data.examples import Encoded
+from suri.data.prompt import TextPrompt, find_prompt
 from suri.data.records import Record, read_records
 from suri.data.tokenizer import Tokenizer
+from suri.errors import DataError
 from suri.model.tokenizer import read_tokenizer
 
 ALPACA = find_prompt("alpaca")
@@ -53,10 +57,11 @@ def merging() -> Tokenizer:
         bos_id, eos_id = 0, 1
 
         def encode(self, text: str) -> list[int]:
-            return self.encode_many([text])[0]
+            return list(self.encode_many([text])[0])
 
-        def encode_many(self, texts: list[str]) -> list[list[int]]:
-            return [each.ids for each in backend.encode_batch(texts, add_special_tokens=False)]
+        def encode_many(self, texts: list[str]) -> list["array[int]"]:
+            encoded = backend.encode_batch(texts, add_special_tokens=False)
+            return [array("i", each.ids) for each in encoded]
 
         def decode(self, ids: list[int]) -> str:
             return backend.decode(list(ids), skip_special_tokens=False)
@@ -65,8 +70,8 @@ def merging() -> Tokenizer:
 
 
 def encode(records: list[Record], tokenizer: Tokenizer, **changes: object) -> Encoded:
-    settings = {"cutoff_len": 4096, "train_on_inputs": False} | changes
-    return encode_records(records, tokenizer, ALPACA, **settings)  # type: ignore[arg-type]
+    rules = Rules(**({"cutoff_len": 4096} | changes))  # type: ignore[arg-type]
+    return encode_records(records, tokenizer, ALPACA, rules)
 
 
 def random_records(count: int) -> list[Record]:
@@ -83,7 +88,7 @@ def test_labels_decode_to_the_real_response_and_end_with_eos(
 ) -> None:
     records = read_records(real_rows)
     encoded = encode(records, tokenizer)
-    assert encoded.counts["cut"] == encoded.counts["without_learned_tokens"] == 0
+    assert encoded.counts["trimmed_response"] == encoded.counts["without_learned_tokens"] == 0
     for example, record in zip(encoded.examples, records, strict=True):
         learned = example.labels[example.labels != -100]
         assert learned[-1] == tokenizer.eos_id
@@ -149,7 +154,9 @@ def test_a_long_row_loses_its_end_and_eos_and_is_counted(tokenizer: Tokenizer) -
         assert [example.ids.tolist() for example in encoded.examples] == kept
         assert encoded.counts == {
             "rows": 1,
-            "cut": int(cutoff < n),
+            "trimmed_input": 0,
+            "trimmed_response": int(cutoff < n),
+            "dropped": 0,
             "without_learned_tokens": int(cutoff <= asked),
             "tokens": sum(map(len, kept)),
             "learned_tokens": max(0, min(cutoff, n) - asked),
@@ -161,7 +168,8 @@ def test_rows_that_are_left_out_leave_the_others_their_index(tokenizer: Tokenize
     short = Record("Add.", "", "c")
     encoded = encode([long, short, long, short], tokenizer, cutoff_len=60)
     assert [example.row for example in encoded.examples] == [1, 3]
-    assert encoded.counts["without_learned_tokens"] == encoded.counts["cut"] == 2
+    assert encoded.counts["without_learned_tokens"] == 2
+    assert encoded.left_out == [0, 2]
 
 
 def test_an_empty_response_teaches_to_stop(tokenizer: Tokenizer) -> None:
@@ -171,8 +179,106 @@ def test_an_empty_response_teaches_to_stop(tokenizer: Tokenizer) -> None:
 
 def test_more_rows_than_are_encoded_at_once_keep_their_order(tokenizer: Tokenizer) -> None:
     records = [Record(f"Say {i}.", "", str(i)) for i in range(2003)]
-    prompt = Prompt("short", "{instruction}{input}>", "{instruction}>")
-    encoded = encode_records(records, tokenizer, prompt, cutoff_len=64, train_on_inputs=False)
+    prompt = TextPrompt("short", "{instruction}{input}>", "{instruction}>")
+    encoded = encode_records(records, tokenizer, prompt, Rules(64))
     said = [tokenizer.decode(e.labels[e.labels != -100][:-1].tolist()) for e in encoded.examples]
     assert said == [str(i) for i in range(2003)]
     assert [example.row for example in encoded.examples] == list(range(2003))
+
+
+LONG_INPUT = Record("Repeat the words.", "one two three four five six seven eight", "a b c d e f g")
+
+
+def lengths_of(record: Record, tokenizer: Tokenizer) -> tuple[int, int]:
+    """Tokens before the answer, and of the whole row."""
+    (example,) = encode([record], tokenizer).examples
+    return len(encode_prompt(record, tokenizer, ALPACA)), len(example.ids)
+
+
+def test_a_long_row_is_fitted_by_as_much_input_as_goes_in(tokenizer: Tokenizer) -> None:
+    _, whole = lengths_of(LONG_INPUT, tokenizer)
+    without = lengths_of(replace(LONG_INPUT, input=""), tokenizer)[1]
+    for cutoff in range(without, whole):
+        encoded = encode([LONG_INPUT], tokenizer, cutoff_len=cutoff)
+        (example,) = encoded.examples
+        text = tokenizer.decode(example.ids[:-1].tolist())
+        shortened = text.partition("### Input:\n")[2].partition("\n\n### Response:")[0]
+        assert LONG_INPUT.input.startswith(shortened)
+        assert text == ALPACA.render(replace(LONG_INPUT, input=shortened)) + LONG_INPUT.output
+        assert example.ids[-1] == example.labels[-1] == tokenizer.eos_id
+        # No more is lost than must be; the template for an input is longer itself.
+        assert cutoff - (3 if shortened else 17) < len(example.ids) <= cutoff
+        learned = example.labels[example.labels != -100]
+        assert tokenizer.decode(learned[:-1].tolist()) == LONG_INPUT.output
+        assert encoded.counts["trimmed_input"] == 1
+        assert encoded.counts["trimmed_response"] == 0
+
+
+def test_an_answer_is_cut_only_when_no_input_is_left(tokenizer: Tokenizer) -> None:
+    asked, without = lengths_of(replace(LONG_INPUT, input=""), tokenizer)
+    for cutoff in range(asked - 1, without):
+        encoded = encode([LONG_INPUT], tokenizer, cutoff_len=cutoff)
+        assert encoded.counts["trimmed_input"] == encoded.counts["trimmed_response"] == 1
+        assert encoded.counts["without_learned_tokens"] == (cutoff <= asked)
+        for example in encoded.examples:
+            assert len(example.ids) == cutoff
+            assert tokenizer.eos_id not in example.ids.tolist()
+
+
+def test_other_ways_with_rows_that_are_too_long(tokenizer: Tokenizer) -> None:
+    _, whole = lengths_of(LONG_INPUT, tokenizer)
+    records = [LONG_INPUT, Record("Add.", "", "5")]
+    cut = encode(records, tokenizer, cutoff_len=whole - 3, overlong="trim-response")
+    assert cut.examples[0].ids.tolist() == encode(records, tokenizer).examples[0].ids[:-3].tolist()
+    assert cut.counts["trimmed_response"] == 1
+    dropped = encode(records, tokenizer, cutoff_len=whole - 3, overlong="drop")
+    assert [example.row for example in dropped.examples] == [1]
+    assert (dropped.left_out, dropped.counts["dropped"]) == ([0], 1)
+    with pytest.raises(DataError, match=r"1 rows have more than \d+ tokens") as caught:
+        encode(records, tokenizer, cutoff_len=whole - 3, overlong="error")
+    assert "rows 1\n" in str(caught.value)
+    kept = encode(records, tokenizer, cutoff_len=whole, overlong="error")
+    assert len(kept.examples) == 2
+
+
+TALK = Record("And 2?", "", "7", history=(("Add 2 and 3.", "5"), ("Why?", "So.")))
+
+
+@pytest.mark.parametrize("bos_id", [None, 3])
+def test_every_answer_of_a_conversation_is_learned(tokenizer: Tokenizer, bos_id: int) -> None:
+    marked = Marked(tokenizer, bos_id)
+    (example,) = encode([TALK], marked).examples
+    ends = np.flatnonzero(example.ids == tokenizer.eos_id)
+    assert len(ends) == 3
+    learned = np.flatnonzero(example.labels != -100)
+    runs = np.split(learned, np.flatnonzero(np.diff(learned) > 1) + 1)
+    assert [tokenizer.decode(example.ids[run[:-1]].tolist()) for run in runs] == ["5", "So.", "7"]
+    assert [run[-1] for run in runs] == ends.tolist()
+    asked = encode_prompt(TALK, marked, ALPACA)
+    assert example.ids[: len(asked)].tolist() == asked.tolist()
+    assert example.ids.tolist().count(3) == (bos_id is not None)
+
+
+def test_a_long_conversation_loses_its_first_turns(tokenizer: Tokenizer) -> None:
+    (whole,) = encode([TALK], tokenizer).examples
+    (later,) = encode([replace(TALK, history=TALK.history[1:])], tokenizer).examples
+    encoded = encode([TALK], tokenizer, cutoff_len=len(whole.ids) - 1)
+    assert encoded.examples[0].ids.tolist() == later.ids.tolist()
+    assert encoded.counts["trimmed_input"] == 1
+
+
+@pytest.mark.parametrize("name", ["alpaca", "alpaca_short", "alpaca_legacy", "vigogne", "chat"])
+def test_ids_are_the_same_in_training_and_in_chat_for_every_template(
+    name: str, tokenizer: Tokenizer
+) -> None:
+    prompt = find_prompt(name, tokenizer)
+    records = [*random_records(60), TALK, replace(TALK, input="x", system="Be brief.")]
+    examples = encode_records(records, tokenizer, prompt, Rules(4096)).examples
+    for example, record in zip(examples, records, strict=True):
+        asked = encode_prompt(replace(record, output=""), tokenizer, prompt)
+        assert example.ids[: len(asked)].tolist() == asked.tolist()
+        assert (example.labels[: len(asked)] == -100).sum() >= len(asked) - 8
+        answer = example.labels[len(asked) :]
+        assert answer.tolist() == example.ids[len(asked) :].tolist()
+        assert tokenizer.decode(answer[:-1].tolist()) == record.output
+        assert answer[-1] == tokenizer.eos_id

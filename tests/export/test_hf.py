@@ -15,7 +15,7 @@ from merges import (
 )
 from safetensors.torch import load_file
 
-from suri.data.prompt import Prompt, read_prompt
+from suri.data.prompt import TextPrompt, read_prompt
 from suri.errors import UsageError
 from suri.export import hf
 from suri.export.hf import merged_config, write_hf, write_safetensors
@@ -78,7 +78,7 @@ def test_shards_have_an_index_that_transformers_follows(tmp_path, monkeypatch):
 def test_all_that_belongs_to_a_model_lies_beside_the_weights(tmp_path):
     base = make_base(tmp_path / "base", dtype=torch.bfloat16)
     adapter = make_adapter(tmp_path / "adapter", base)
-    prompt = Prompt("mine", "{instruction} on {input}:", "{instruction}:")
+    prompt = TextPrompt("mine", "{instruction} on {input}:", "{instruction}:")
     prompt.save(adapter)
     (base / "chat_template.jinja").write_text("{{ messages }}")
     write_hf(base, adapter, tmp_path / "merged")

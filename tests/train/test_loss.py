@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from suri.data.batch import micro_batches, pack
-from suri.data.encode import Example
+from suri.data.examples import Example
 from suri.model.adapter import initial_adapter
 from suri.model.config import read_config
 from suri.model.decoder import Decoder
@@ -111,3 +113,24 @@ def test_packed_loss_equals_padded_rows_of_transformers(tiny: Path) -> None:
     ours, learned = summed_loss(load_decoder(tiny), pack(ragged_examples()))
     assert learned == sum(int((e.labels[1:] >= 0).sum()) for e in ragged_examples())
     assert float(ours) == pytest.approx(total, rel=1e-5)
+
+
+def test_the_packed_loss_is_that_of_the_rows_one_by_one(tiny: Path) -> None:
+    decoder = trainable(tiny)
+    rows = st.tuples(st.integers(1, 24), st.integers(0, 24), st.integers(0, 999))
+
+    @settings(max_examples=25, deadline=None)
+    @given(st.lists(rows, min_size=1, max_size=6), st.integers(1, 60))
+    def any_rows(shapes: list[tuple[int, int, int]], budget: int) -> None:
+        examples = []
+        for row, (length, asked, seed) in enumerate(shapes):
+            ids = np.random.default_rng(seed).integers(2, 131, length).astype(np.int32)
+            labels = np.where(np.arange(length) < asked, np.int32(-100), ids)
+            examples.append(Example(ids, labels, row))
+        with torch.no_grad():
+            alone = sum(float(summed_loss(decoder, pack([each]))[0]) for each in examples)
+            batches = micro_batches(examples, max_rows=0, token_budget=budget)
+            packed = sum(float(summed_loss(decoder, batch)[0]) for batch in batches)
+        assert packed == pytest.approx(alone, rel=1e-5, abs=1e-5)
+
+    any_rows()

@@ -214,7 +214,7 @@ def test_ctrl_c_in_a_real_process_saves_and_names_the_command(
 
 
 def test_every_example_is_learned_once_per_epoch() -> None:
-    plan = Plan(Recipe(batch_size=5, num_epochs=2.5), 23)
+    plan = Plan(Recipe(batch_size=5, num_epochs=2.5), [1] * 23)
     assert (plan.steps_per_epoch, plan.steps) == (5, 13)
     epochs = [[i for step in range(1 + 5 * e, 6 + 5 * e) for i in plan.examples(step)]
               for e in range(2)]  # fmt: skip

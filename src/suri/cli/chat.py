@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from suri.cli.flags import parse
+from suri.data.chat_template import ChatPrompt
 from suri.data.prompt import find_prompt
 from suri.data.records import Record, read_records
 from suri.errors import UsageError
@@ -164,9 +165,10 @@ def _page_opener() -> Any:
 
 def _open(base: str, adapter: str, load_8bit: bool, device: str, prompt: str) -> "Model":
     """The model, with another prompt where one is named."""
-    template = find_prompt(prompt) if prompt else None
+    if prompt and prompt != ChatPrompt.name:
+        find_prompt(prompt)  # a wrong name is told before gigabytes are read
     print(f"opening {base.strip()}" + (f" with {adapter.strip()}" if adapter else ""), flush=True)
     from suri.infer.engines import open_model
 
     model = open_model(base, lora_weights=adapter, load_8bit=load_8bit, device=device)
-    return replace(model, prompt=template) if template else model
+    return replace(model, prompt=find_prompt(prompt, model.tokenizer)) if prompt else model

@@ -1,14 +1,80 @@
-"""`suri data`: write the bundled rows to a file."""
+"""`suri data`: check rows, look at what is learned of them, make the bundled ones."""
 
+import json
+import sys
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any, Literal
 
 import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from suri.cli.flags import parse
-from suri.data.records import write_records
-from suri.data.skills import LICENCE, SKILLS, make_rows
-from suri.errors import UsageError
+from suri.data.findings import KINDS, Findings
+from suri.data.records import stream_records, write_records
+from suri.errors import DataError, UsageError
+from suri.recipe import EMBEDDED, Overlong
+
+VERBS = {
+    "check": "problems, oddities and lengths of a file of rows",
+    "preview": "which tokens of a row are learned",
+    "make": "write rows whose answers can be checked",
+}
+LANGUAGES = Literal["en", "zh", "both"]
+MOST_ROWS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Check:
+    """Name every problem of a file of rows; exit code 3 where training would refuse it."""
+
+    file: tyro.conf.Positional[str]
+    """JSON list, JSON lines, CSV, Parquet, a folder, or a hub id."""
+    columns: str = ""
+    """Columns by other names, as instruction=question,output=answer."""
+    base_model: str = EMBEDDED
+    """Folder of the model whose tokenizer measures lengths; `none` measures none."""
+    prompt_template_name: str = "alpaca"
+    """The prompt that the lengths include."""
+    val_set_size: float = 0.05
+    """Rows that training would hold out, a number or a share: are they trained on too?"""
+    val_set_path: str = ""
+    """File of the rows that training would hold out instead."""
+    seed: int = 42
+    """Seed with which training would draw them."""
+    fix: str = ""
+    """Write the rows without these problems to this file, and OUT.changes.txt beside it."""
+    json: bool = False
+    """Print everything as JSON."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Show the tokens of some rows, and in colour those that are learned."""
+
+    file: tyro.conf.Positional[str]
+    """Rows in any format that training reads."""
+    row: int = 1
+    """The first row to show."""
+    rows: int = 3
+    """Number of rows."""
+    columns: str = ""
+    """Columns by other names, as instruction=question,output=answer."""
+    base_model: str = EMBEDDED
+    """Folder of the model whose tokenizer is used."""
+    prompt_template_name: str = "alpaca"
+    """The prompt that wraps the rows."""
+    cutoff_len: int = 512
+    """Most tokens of one row."""
+    overlong: Overlong = "trim-input"
+    """What is done with longer rows."""
+    train_on_inputs: bool = False
+    """Learn the prompt's tokens too."""
+    html: str = ""
+    """Write a page to this file."""
 
 
 @dataclass(frozen=True)
@@ -18,31 +84,202 @@ class Make:
     out: tyro.conf.Positional[Path]
     """File to write: a JSON list, or JSON lines if the name ends in .jsonl."""
     rows: int = 200
-    """Number of rows."""
+    """Number of rows, up to 1,000,000."""
     seed: int = 42
     """The same seed gives the same rows."""
     held_out: bool = False
     """Rows for evaluation, which share neither words nor wordings with the others."""
+    language: LANGUAGES = "en"
+    """Of instructions and answers."""
 
 
 def run(args: list[str]) -> None:
-    """Carry out `suri data make OUT`; `args` is what follows `suri data`."""
-    verb, *rest = args or ["do nothing"]
+    """Carry out `suri data check|preview|make ...`; `args` is what follows `suri data`."""
+    verb, *rest = args or ["--help"]
     if verb in ("-h", "--help"):
-        verb, rest = "make", ["--help"]
-    if verb != "make":
-        raise UsageError(f"suri data cannot {verb}", do="suri data make OUT --rows 200")
-    make(parse(Make, rest, "suri data make"))
+        lines = "\n".join(f"  {name:<8} {what}" for name, what in VERBS.items())
+        print(f"usage: suri data VERB ...\n\n{lines}\n\n`suri data VERB --help` tells its flags.")
+    elif verb == "check":
+        check(parse(Check, rest, "suri data check"))
+    elif verb == "preview":
+        preview(parse(Preview, rest, "suri data preview"))
+    elif verb == "make":
+        make(parse(Make, rest, "suri data make"))
+    else:
+        raise UsageError(f"suri data cannot {verb}", do=f"suri data {' | '.join(VERBS)}")
+
+
+def check(settings: Check) -> None:
+    """Print what is found in the rows; ends with exit code 3 where a problem is fatal."""
+    from suri.data.check import check_rows
+    from suri.data.prompt import find_prompt
+
+    if settings.fix and Path(settings.fix).exists():
+        raise UsageError(f"{settings.fix} exists already", do="choose another name for --fix")
+    tokenizer = prompt = None
+    if settings.base_model != "none":
+        tokenizer = _tokenizer(settings.base_model)
+        prompt = find_prompt(settings.prompt_template_name, tokenizer)
+    report = check_rows(
+        settings.file,
+        columns=settings.columns,
+        tokenizer=tokenizer,
+        prompt=prompt,
+        held_out=settings.val_set_path or (settings.val_set_size, settings.seed),
+        fix=Path(settings.fix) if settings.fix else None,
+    )
+    if settings.json:
+        print(json.dumps(report.as_json(), ensure_ascii=False, indent=1))
+    else:
+        _print_report(report, settings)
+    if report.findings.fatal:
+        sys.exit(DataError.exit_code)
+
+
+def _console() -> Console:
+    # A program that reads the output gets whole lines.
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def _print_report(report: Any, settings: Check) -> None:
+    console = _console()
+    findings: Findings = report.findings
+    console.print(
+        f"[bold]{report.source}[/]: {findings.rows:,} rows, {report.usable:,} can be used"
+    )
+    for fatal, title, style in ((True, "problems", "red"), (False, "oddities", "yellow")):
+        count = findings.fatal if fatal else findings.warned
+        if not count:
+            console.print(f"[green]no {title}[/]")
+            continue
+        console.print(
+            f"[{style}]{count:,} {title}[/]" + (", training refuses them" if fatal else "")
+        )
+        shown = findings.first(fatal=fatal)
+        for finding in shown:
+            console.print(Text(f"  {finding}"))
+        if count > len(shown):
+            console.print(f"  and {count - len(shown):,} more")
+        _print_remedies(console, findings, fatal)
+    if report.lengths is not None:
+        _print_lengths(console, report.lengths.as_json())
+    if report.fixed is not None:
+        console.print(
+            f"[bold]{settings.fix}[/]: {report.fixed:,} rows; {report.changes:,} changes "
+            f"listed in {settings.fix}.changes.txt"
+        )
+    elif findings.warned or findings.fatal:
+        console.print(f"mend what can be mended: suri data check {settings.file} --fix OUT.json")
+
+
+def _print_remedies(console: Console, findings: Findings, fatal: bool) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column, justify in (("count", "right"), ("what", "left"), ("what to do", "left")):
+        table.add_column(column, justify=justify, style="dim" if column != "what" else "")  # type: ignore[arg-type]
+    for kind, count in findings.counts.most_common():
+        if KINDS[kind].fatal == fatal:
+            table.add_row(f"{count:,}", Text(KINDS[kind].says), Text(KINDS[kind].do))
+    console.print(table)
+
+
+def _print_lengths(console: Console, lengths: dict[str, Any]) -> None:
+    console.print(
+        f"\n[bold]lengths[/]: {lengths['tokens']:,} tokens, {lengths['learned_tokens']:,} of them "
+        f"in responses; median {lengths['median']:.0f}, longest {lengths['longest']:,}"
+    )
+    most = max(count for _, _, count in lengths["histogram"])
+    for start, end, count in lengths["histogram"]:
+        bar = "█" * round(40 * count / most) or ("▏" if count else "")
+        console.print(f"  {start:>5} to {end - 1:<5} {count:>8,}  [cyan]{bar}[/]")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    names = ("cutoff_len", "too long", "a shorter input\nis enough", "answer cut,\nend not learned",
+             "nothing left\nto learn", "tokens per\nepoch")  # fmt: skip
+    for name in names:
+        table.add_column(name, justify="right")
+    for cost in lengths["cutoffs"]:
+        table.add_row(*(f"{number:,}" for number in cost.values()))
+    console.print(table)
+    console.print(
+        f"--cutoff_len {lengths['cutoff_that_keeps_99_percent']} leaves 99 % of the rows whole"
+    )
+
+
+def preview(settings: Preview) -> None:
+    """Show rows in the terminal, or write a page."""
+    from suri.data.encode import Rules, encode_records
+    from suri.data.preview import pieces_of, write_page
+    from suri.data.prompt import find_prompt
+
+    if settings.row < 1 or settings.rows < 1:
+        raise UsageError("--row and --rows count from 1")
+    tokenizer = _tokenizer(settings.base_model)
+    prompt = find_prompt(settings.prompt_template_name, tokenizer)
+    rules = Rules(settings.cutoff_len, settings.train_on_inputs, settings.overlong)
+    findings = Findings()
+    records = stream_records(settings.file, findings, columns=settings.columns)
+    first = settings.row - 1
+    wanted = [record for _, record in islice(records, first, first + settings.rows)]
+    if not wanted:
+        findings.raise_if_fatal(settings.file)
+        raise UsageError(
+            f"{settings.file} has no row {settings.row}", found=f"{findings.rows} rows"
+        )
+    encoded = encode_records(wanted, tokenizer, prompt, rules)
+    rows = [(each.row + 1 + first, pieces_of(each, tokenizer)) for each in encoded.examples]
+    if settings.html:
+        write_page(Path(settings.html), f"What is learned of {Path(settings.file).name}", rows)
+        print(f"{settings.html}: {len(rows)} rows")
+    else:
+        _print_pieces(rows)
+    for name, what in (("trimmed_input", "input"), ("trimmed_response", "end of the response")):
+        if encoded.counts[name]:
+            print(f"{encoded.counts[name]} of these rows lose part of their {what} to cutoff_len")
+    for row in encoded.left_out:
+        print(f"row {row + 1 + first} is left out: no token of its response is within cutoff_len")
+
+
+def _print_pieces(rows: list[tuple[int, Any]]) -> None:
+    console = _console()
+    for number, pieces in rows:
+        learned = sum(piece.tokens for piece in pieces if piece.learned)
+        tokens = sum(piece.tokens for piece in pieces)
+        console.print(f"[bold]row {number}[/]: {learned} of {tokens} tokens are learned")
+        text = Text()
+        for place, piece in enumerate(pieces):
+            style = ("black on green3", "black on green4") if piece.learned else ("dim", "")
+            # What is coloured must be seen without colours too.
+            shown = piece.text.replace("\n", "⏎\n")
+            text.append(shown, "bold magenta" if piece.special else style[place % 2])
+        console.print(text)
+        console.print()
+    console.print("[black on green3]green[/] is learned, the rest is only read; ⏎ is a line break")
+
+
+def _tokenizer(base_model: str) -> Any:
+    from suri.model.tokenizer import read_tokenizer
+    from suri.model.weights import find_base
+
+    return read_tokenizer(find_base(base_model))
 
 
 def make(settings: Make) -> None:
     """Write the rows that were asked for; a file that exists is left as it is."""
-    if settings.rows < 1:
-        raise UsageError(f"--rows {settings.rows} must be at least 1")
+    from suri.data.skills import LICENCE, draw_rows
+
+    if not 1 <= settings.rows <= MOST_ROWS:
+        raise UsageError(f"--rows {settings.rows} is not from 1 to {MOST_ROWS}")
     if settings.out.exists():
         raise UsageError(
             f"{settings.out} exists already", do="choose another name, or remove it first"
         )
-    records = make_rows(settings.rows, settings.seed, held_out=settings.held_out)
-    write_records(settings.out, records)
-    print(f"{settings.out}: {len(records)} rows of {len(SKILLS)} skills, licence {LICENCE}")
+    skills: set[str] = set()
+
+    def seen() -> Any:
+        for record in draw_rows(
+            settings.rows, settings.seed, held_out=settings.held_out, language=settings.language
+        ):
+            skills.add(record.skill)
+            yield record
+
+    write_records(settings.out, seen())
+    print(f"{settings.out}: {settings.rows} rows of {len(skills)} skills, licence {LICENCE}")

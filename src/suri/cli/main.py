@@ -20,7 +20,7 @@ VERBS = {
     "compare": ("study:run_compare", "base, adapter and both merges side by side"),
     "study": ("study:run_study", "LoRA and QLoRA over sizes of data"),
     "report": ("study:run_report", "write a comparison's or a study's report again"),
-    "data": ("data:run", "make the bundled data set"),
+    "data": ("data:run", "check rows, see what is learned of them, make the bundled ones"),
 }
 HIDDEN = {"finetune": "train:run_finetune", "serve": "chat:run_page"}
 

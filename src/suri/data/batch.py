@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from suri.data.encode import NOT_LEARNED, Example
+from suri.data.examples import NOT_LEARNED, Example
 
 Ints = NDArray[np.int64]
+Lengths = Sequence[int] | NDArray[np.int32]
+GROUPED_BATCHES = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +33,43 @@ class Batch:
         """Tokens that the loss counts."""
         return int(np.count_nonzero(self.targets != NOT_LEARNED))
 
+    @property
+    def shared_prefix(self) -> int:
+        """Tokens that every document starts with; each keeps at least one of its own."""
+        shortest = min(self.lengths) - 1
+        starts = np.cumsum((0, *self.lengths[:-1]))
+        columns = self.ids[starts[:, None] + np.arange(shortest)]
+        differs = (columns != columns[:1]).any(axis=0)
+        return int(differs.argmax()) if differs.any() else shortest
 
-def epoch_order(seed: int, epoch: int, count: int) -> Ints:
-    """The order of `count` examples in one epoch: int64 [count], the same for the same numbers."""
-    return np.random.default_rng([seed, epoch]).permutation(count)
+
+def epoch_order(
+    seed: int, epoch: int, lengths: Lengths, *, batch_size: int, group_by_length: bool = False
+) -> Ints:
+    """The order of examples in one epoch: int64 [count], the same for the same arguments.
+
+    With `group_by_length` the examples of 50 batches at a time are sorted by length, so that those
+    of one batch are about equally long; the batches stay in random order.
+    """
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(len(lengths))
+    if not group_by_length:
+        return order
+    tokens = np.asarray(lengths)
+    batches: list[Ints] = []
+    for start in range(0, len(order), GROUPED_BATCHES * batch_size):
+        some = order[start : start + GROUPED_BATCHES * batch_size]
+        some = some[np.argsort(-tokens[some], kind="stable")]
+        parts = [some[i : i + batch_size] for i in range(0, len(some), batch_size)]
+        batches += [parts[i] for i in random.permutation(len(parts))]
+    # A batch that is not full must be the last one, or all after it would be shifted.
+    batches.sort(key=lambda batch: len(batch) < batch_size)
+    return np.concatenate(batches) if batches else order
+
+
+def rank_share(examples: Sequence[int], rank: int, ranks: int) -> list[int]:
+    """Which of a step's examples a rank of several takes: each is taken by exactly one."""
+    return list(examples[rank::ranks])
 
 
 def pack(examples: Sequence[Example]) -> Batch:

@@ -91,13 +91,9 @@ def chat_prompt(template: str, tokenizer: Tokenizer) -> ChatPrompt:
     """The prompt of a base's template and tokenizer, tried out once; errors as in `turns`."""
     if len(template) > MAX_LENGTH:
         raise _unusable("it is over 1 MB long")
-    # The protocol knows the BOS that is added to texts; a template may write one that is not.
-    config: dict[str, Any] = getattr(tokenizer, "config", {})
-    names = {k: v for k, v in config.items() if k.endswith("_token") and isinstance(v, str)}
+    names = dict(tokenizer.names)
     special = {number: token for token, number in tokenizer.special_tokens.items()}
-    for name, number in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id)):
-        if number is not None:
-            names[name] = special.get(number) or tokenizer.decode([number])
+    names["eos_token"] = special.get(tokenizer.eos_id) or tokenizer.decode([tokenizer.eos_id])
     today = date.today().isoformat()
     prompt = ChatPrompt(template, tuple(sorted(names.items())), tuple(special.values()), today)
     prompt.turns(Record("?", "", ""))

@@ -2,109 +2,194 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from suri.data.records import Record, read_records
-from suri.data.skills import LICENCE, make_rows
+from suri.data.records import Record, as_row, stream_records
+from suri.data.skills import LANGUAGES, LICENCE, draw_rows, make_rows
+from suri.data.survey import Survey
 from suri.errors import UsageError
 from suri.files import sha256
-from suri.recipe import BUNDLED
+from suri.recipe import BUNDLED, Recipe
 
 BUNDLED_ROWS = 400
+MOST_BUNDLED = 1_000_000
+LICENCES = {
+    "alpaca_data.json": "CC BY-NC 4.0 (Stanford Alpaca)",
+    "alpaca_data_cleaned_archive.json": "CC BY-NC 4.0 (a cleaned Stanford Alpaca)",
+    "alpaca_data_gpt4.json": "CC BY-NC 4.0 (GPT-4-LLM)",
+    "tatsu-lab/alpaca": "CC BY-NC 4.0 (Stanford Alpaca)",
+    "yahma/alpaca-cleaned": "CC BY 4.0 (as its page says)",
+}
+"""Of well-known sets, by their names; a file that was renamed is not recognised."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of any number that can be read again and again, each with its index in the source.
+
+    digest: a hash of their content and indices.
+    """
+
+    read: Callable[[], Iterator[tuple[int, Record]]]
+    count: int
+    digest: str
+
+    def __iter__(self) -> Iterator[tuple[int, Record]]:
+        return self.read()
+
+    def __len__(self) -> int:
+        return self.count
 
 
 @dataclass(frozen=True)
 class Rows:
     """Training rows, held-out rows, and the facts of where they come from and how they were split.
 
-    facts: source, sha256, rows, train_rows, held_out_rows, seed, split (a sentence) and, of
-    bundled rows, licence.
+    facts: source, sha256, rows, train_rows, held_out_rows, seed, split (a sentence), warnings
+    (counts by kind) and, where it is known, licence.
     """
 
-    train: list[Record]
+    train: Table
     held_out: list[Record]
     facts: dict[str, Any]
 
 
-def load_rows(data_path: str, val_set_size: float, seed: int, val_set_path: str = "") -> Rows:
-    """Read a file of rows, or make `bundled` or `bundled:ROWS`, and hold some out for evaluation.
+def load_rows(recipe: Recipe) -> Rows:
+    """Read the rows that a recipe names, or make `bundled` ones, and hold some out for evaluation.
 
-    `val_set_size` is a number of rows, or below 1 a share of them. A file's held-out rows are
-    drawn from it and at least one row is left to train; bundled ones are made beside it. A
-    `val_set_path` names the file of the held-out rows instead.
+    `val_set_size` is a number of rows, or below 1 a share of them. Held-out rows are drawn from
+    the source, and at least one row is left to train; bundled ones are made beside it.
+    `val_set_path` names the file of the held-out rows instead. Everything is read once to check
+    it, and again when it is encoded: no more than the held-out rows stays in memory.
 
-    Raises what `read_records` does, and UsageError when ROWS is not a number or bundled rows are
-    given other held-out rows than their own.
+    Raises UsageError where there is no such source, or bundled rows are asked for in a way that
+    there is not; DataError where a row cannot be trained on.
     """
-    if data_path.partition(":")[0] == BUNDLED:
-        if val_set_path:
-            raise UsageError(
-                f"{data_path} has held-out rows of its own",
-                found=f"val_set_path {val_set_path}",
-                do="leave val_set_path out, or write the rows to a file with `suri data make`",
-            )
-        return _bundled_rows(data_path, val_set_size, seed)
-    path = Path(data_path)
-    records = read_records(path)
-    if val_set_path:
-        return _named_rows(path, records, Path(val_set_path), seed)
-    asked = _count(val_set_size, len(records))
-    count = min(asked, len(records) - 1)
-    drawn = np.random.default_rng(seed).permutation(len(records))[:count]
-    chosen = {int(i) for i in drawn}
-    train = [record for i, record in enumerate(records) if i not in chosen]
-    held_out = [record for i, record in enumerate(records) if i in chosen]
-    split = f"{count} of {len(records)} rows drawn with seed {seed}"
+    if recipe.data_path.partition(":")[0] == BUNDLED:
+        return _bundled_rows(recipe)
+    source = recipe.data_path
+    survey = survey_of(source, recipe.columns)
+    survey.findings.raise_if_fatal(source)
+    facts = {"source": source, "sha256": sha256_of(source) or survey.digest}
+    if name := LICENCES.get(source) or LICENCES.get(Path(source).name):
+        facts["licence"] = name
+    if recipe.val_set_path:
+        return _named_rows(recipe, survey, facts)
+    asked = held_out_count(recipe.val_set_size, survey.rows)
+    count = min(asked, survey.rows - 1)
+    chosen = {int(i) for i in drawn(survey.rows, count, recipe.seed)}
+    held_out = [record for i, record in _all(source, recipe.columns) if i in chosen]
+    split = f"{count} of {survey.rows} rows drawn with seed {recipe.seed}"
     if count < asked:
         split += f"; {asked} were asked for, and at least one row must train"
-    facts = {"source": str(path), "sha256": sha256(path)}
-    return Rows(train, held_out, facts | _counts(train, held_out, seed, split))
+    survey.note_overlap(chosen)
+    train = Table(
+        partial(_all, source, recipe.columns, chosen),
+        survey.rows - count,
+        f"{survey.digest} without {count} drawn with {recipe.seed}",
+    )
+    return Rows(train, held_out, facts | _counts(train, held_out, recipe.seed, split, survey))
 
 
-def _named_rows(path: Path, train: list[Record], held_out_path: Path, seed: int) -> Rows:
-    held_out = read_records(held_out_path)
+def survey_of(source: str, columns: str = "") -> Survey:
+    """Read all rows once and count what is in them."""
+    survey = Survey()
+    for place, record in stream_records(source, survey.findings, columns=columns):
+        survey.add(place, record)
+    return survey
+
+
+def drawn(rows: int, count: int, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The indices of the rows to hold out: int64 [count]."""
+    return np.random.default_rng(seed).permutation(rows)[:count]
+
+
+def sha256_of(source: str) -> str:
+    """The checksum of a file; "" of a folder or a data set on the hub."""
+    return sha256(Path(source)) if Path(source).is_file() else ""
+
+
+def _all(source: str, columns: str, without: Iterable[int] = ()) -> Iterator[tuple[int, Record]]:
+    """All records that were checked before, by index."""
+    left_out = frozenset(without)
+    rows = stream_records(source, Survey().findings, columns=columns)
+    return ((i, record) for i, (_, record) in enumerate(rows) if i not in left_out)
+
+
+def _named_rows(recipe: Recipe, survey: Survey, facts: dict[str, Any]) -> Rows:
+    path = recipe.val_set_path
+    other = survey_of(path, recipe.columns)
+    other.findings.raise_if_fatal(path)
+    held_out = [record for _, record in _all(path, recipe.columns)]
+    facts |= {"held_out_source": path, "held_out_sha256": sha256_of(path) or other.digest}
+    survey.note_overlap_with(other)
+    train = Table(partial(_all, recipe.data_path, recipe.columns), survey.rows, survey.digest)
+    split = f"all {len(held_out)} rows of {Path(path).name}"
+    return Rows(train, held_out, facts | _counts(train, held_out, recipe.seed, split, survey))
+
+
+def _bundled_rows(recipe: Recipe) -> Rows:
+    if recipe.val_set_path:
+        raise UsageError(
+            f"{recipe.data_path} has held-out rows of its own",
+            found=f"val_set_path {recipe.val_set_path}",
+            do="leave val_set_path out, or write the rows to a file with `suri data make`",
+        )
+    rows, language = _bundled(recipe.data_path)
+    count = held_out_count(recipe.val_set_size, rows)
+    held_out = make_rows(count, recipe.seed, held_out=True, language=language)
+    digest = hashlib.sha256()
+
+    def made() -> Iterator[tuple[int, Record]]:
+        return enumerate(draw_rows(rows, recipe.seed, language=language))
+
+    for record in (record for part in (made(), enumerate(held_out)) for _, record in part):
+        digest.update(json.dumps(as_row(record)).encode())
+    train = Table(made, rows, digest.hexdigest())
+    split = f"{count} rows made from other words and wordings than the {rows} others"
     facts = {
-        "source": str(path),
-        "sha256": sha256(path),
-        "held_out_source": str(held_out_path),
-        "held_out_sha256": sha256(held_out_path),
-    }
-    split = f"all {len(held_out)} rows of {held_out_path.name}"
-    return Rows(train, held_out, facts | _counts(train, held_out, seed, split))
-
-
-def _bundled_rows(data_path: str, val_set_size: float, seed: int) -> Rows:
-    number = data_path.partition(":")[2] or str(BUNDLED_ROWS)
-    if not (number.isascii() and number.isdigit() and int(number)):
-        raise UsageError(f"{data_path}: {number!r} is not a number of rows", do="say bundled:400")
-    train = make_rows(int(number), seed)
-    held_out = make_rows(_count(val_set_size, len(train)), seed, held_out=True)
-    text = json.dumps([asdict(record) for record in train + held_out])
-    split = f"{len(held_out)} rows made from other words and wordings than the {len(train)} others"
-    facts = {
-        "source": f"{BUNDLED}:{len(train)}",
-        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "source": f"{BUNDLED}:{rows}" + f":{language}" * (language != "en"),
+        "sha256": digest.hexdigest(),
         "licence": LICENCE,
     }
-    return Rows(train, held_out, facts | _counts(train, held_out, seed, split))
+    return Rows(train, held_out, facts | _counts(train, held_out, recipe.seed, split, Survey()))
 
 
-def _count(val_set_size: float, rows: int) -> int:
+def _bundled(data_path: str) -> tuple[int, str]:
+    """Rows and language of `bundled`, `bundled:ROWS` or `bundled:ROWS:LANGUAGE`."""
+    _, number, language = (*data_path.split(":", 2), "", "")[:3]
+    number, language = number or str(BUNDLED_ROWS), language or LANGUAGES[0]
+    is_number = number.isascii() and number.isdigit() and 1 <= int(number) <= MOST_BUNDLED
+    if not is_number or language not in LANGUAGES:
+        raise UsageError(
+            f"{data_path} is not of the form {BUNDLED}:ROWS:LANGUAGE",
+            do=f"say {BUNDLED}:400 or {BUNDLED}:400:zh (1 to {MOST_BUNDLED} rows; "
+            f"{', '.join(LANGUAGES)})",
+        )
+    return int(number), language
+
+
+def held_out_count(val_set_size: float, rows: int) -> int:
     """The number of rows that is asked for; a share above 0 is at least one row."""
     if val_set_size >= 1 or val_set_size == 0:
         return int(val_set_size)
     return max(1, round(val_set_size * rows))
 
 
-def _counts(train: list[Record], held_out: list[Record], seed: int, split: str) -> dict[str, Any]:
+def _counts(
+    train: Table, held_out: list[Record], seed: int, split: str, survey: Survey
+) -> dict[str, Any]:
     return {
         "rows": len(train) + len(held_out),
         "train_rows": len(train),
         "held_out_rows": len(held_out),
         "seed": seed,
         "split": split,
+        "warnings": dict(survey.findings.counts),
     }

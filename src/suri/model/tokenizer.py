@@ -4,6 +4,7 @@ import hashlib
 import logging
 import shutil
 import tempfile
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer as Backend
 
 from suri.errors import Corrupt, UsageError
 from suri.files import read_json, write_json
+from suri.model.known_words import KnownWords
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,12 @@ class Tokenizer:
         return {token.content: number for number, token in added.items() if token.special}
 
     @property
+    def names(self) -> dict[str, str]:
+        """Special tokens by the names that templates use: bos_token, eos_token, ..."""
+        named = {key: _name_of(value) for key, value in self.config.items()}
+        return {key: name for key, name in named.items() if key.endswith("_token") and name}
+
+    @property
     def chat_template(self) -> str | None:
         """The base's own template of conversations (Jinja), if it has one."""
         file = self.source / CHAT_TEMPLATE
@@ -60,10 +68,13 @@ class Tokenizer:
         """The ids of a text; text like `</s>` stays text."""
         return list(self.backend.encode(text, add_special_tokens=False).ids)
 
-    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
-        """As `encode`, for many texts at once and on all cores."""
-        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+    def encode_many(self, texts: Sequence[str]) -> list["array[int]"]:
+        """The ids of many texts, in arrays of C ints: faster for each."""
+        return self._known_words.encode_many(texts)
+
+    @cached_property
+    def _known_words(self) -> KnownWords:
+        return KnownWords(self.backend)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out."""

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from suri.data.batch import micro_batches
-from suri.data.encode import Example, encode_prompt, encode_records
+from suri.data.encode import Rules, encode_prompt, encode_records
+from suri.data.examples import Example
 from suri.data.prompt import read_prompt
 from suri.data.records import read_records
 from suri.errors import SuriError
@@ -68,9 +69,8 @@ def measure(spec: Spec) -> dict[str, Any]:
     device = model.decoder.embedding.device.type
     records = read_records(Path(spec.rows))
     prompts = [encode_prompt(record, model.tokenizer, model.prompt) for record in records]
-    examples = encode_records(
-        records, model.tokenizer, model.prompt, cutoff_len=spec.cutoff_len, train_on_inputs=False
-    ).examples
+    rules = Rules(spec.cutoff_len)
+    examples = encode_records(records, model.tokenizer, model.prompt, rules).examples
     found: dict[str, Any] = {"way": spec.way, "environment": _environment(device)}
     if "speed" in spec.parts:
         found["speed"] = {

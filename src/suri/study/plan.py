@@ -89,7 +89,7 @@ def prepare(plan: Plan, folder: Path) -> tuple[list[Trial], list[Record]]:
     next to each other, so that they share the machine's mood.
     """
     recipe = plan.recipe
-    rows = load_rows(recipe.data_path, recipe.val_set_size, recipe.seed, recipe.val_set_path)
+    rows = load_rows(recipe)
     most = max(plan.rows)
     if most > len(rows.train):
         raise UsageError(
@@ -99,11 +99,13 @@ def prepare(plan: Plan, folder: Path) -> tuple[list[Trial], list[Record]]:
         )
     if not rows.held_out:
         raise UsageError("a study needs held-out rows", do="set val_set_size or val_set_path")
-    order = np.random.default_rng(recipe.seed).permutation(len(rows.train))
+    order = np.random.default_rng(recipe.seed).permutation(len(rows.train))[:most]
+    wanted = {int(place): rank for rank, place in enumerate(order)}
+    train = {wanted[i]: record for i, (_, record) in enumerate(rows.train) if i in wanted}
     held_out = folder / DATA / "held_out.json"
     write_records(held_out, rows.held_out)
     for size in plan.rows:
-        write_records(_rows_file(folder, size), [rows.train[place] for place in order[:size]])
+        write_records(_rows_file(folder, size), [train[rank] for rank in range(size)])
     return list(_trials(plan, folder, held_out)), rows.held_out
 
 

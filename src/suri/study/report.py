@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
 from suri.errors import UsageError
 from suri.files import read_json, write_text
 from suri.study import compare_sections, study_sections
@@ -46,12 +48,6 @@ def write_report(folder: Path) -> Path:
 
 def render(title: str, sections: list[Section]) -> str:
     """The page as HTML: everything but our own drawings is escaped."""
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    except ImportError:
-        raise UsageError(
-            "reports need the package jinja2", do="pip install 'suri[report]'"
-        ) from None
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,

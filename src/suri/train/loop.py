@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from suri.data.batch import Batch, epoch_order, micro_batches
-from suri.data.encode import Example
+from suri.data.batch import Batch, Lengths, epoch_order, micro_batches
+from suri.data.examples import Example, Examples
 from suri.errors import Diverged, Preempted
 from suri.files import append_json_line
 from suri.model.adapter import write_adapter
@@ -30,10 +30,15 @@ Listener = Callable[[str, dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """Which examples each step learns: a function of the recipe and the number of examples."""
+    """Which examples each step learns: a function of the recipe and the examples' lengths."""
 
     recipe: Recipe
-    count: int
+    lengths: Lengths
+
+    @property
+    def count(self) -> int:
+        """Number of examples."""
+        return len(self.lengths)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -59,8 +64,14 @@ class Plan:
     def examples(self, step: int) -> list[int]:
         """Indices of the examples of step 1, 2, ..."""
         epoch, place = divmod(step - 1, self.steps_per_epoch)
-        order = epoch_order(self.recipe.seed, epoch, self.count)
         size = self.recipe.batch_size
+        order = epoch_order(
+            self.recipe.seed,
+            epoch,
+            self.lengths,
+            batch_size=size,
+            group_by_length=self.recipe.group_by_length,
+        )
         return [int(i) for i in order[place * size : (place + 1) * size]]
 
 
@@ -72,13 +83,13 @@ class Run:
     device: str
     folder: Path
     engine: Engine
-    train: list[Example]
-    held_out: list[Example]
+    train: Examples
+    held_out: Examples
     sample: Callable[[], list[dict[str, str]]]
     listen: Listener
 
     def __post_init__(self) -> None:
-        self.plan = Plan(self.recipe, len(self.train))
+        self.plan = Plan(self.recipe, self.train.lengths)
         self.optimizer = make_optimizer(self.recipe, self.engine.parameters)
         self.progress = Progress()
         self.began = time.perf_counter()
@@ -139,7 +150,7 @@ class Run:
             "memory/peak_bytes": peak_memory_bytes(self.device),
         }
 
-    def _batches(self, examples: list[Example]) -> list[Batch]:
+    def _batches(self, examples: Sequence[Example]) -> list[Batch]:
         return micro_batches(
             examples,
             max_rows=self.recipe.micro_batch_size,
@@ -217,7 +228,7 @@ class Run:
             f"{self.progress.step}",
             found=f"loss {loss}, gradient norm {norm}",
             do="lower --learning_rate, and look at these rows of the data: "
-            + ", ".join(str(self.train[i].row) for i in self.plan.examples(step)),
+            + ", ".join(str(self.train[i].row + 1) for i in self.plan.examples(step)),
         )
 
 

@@ -7,8 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from suri.data.encode import Encoded, encode_prompt, encode_records
-from suri.data.prompt import Prompt, find_prompt
+from suri.data.cache import encode_table
+from suri.data.encode import Rules, encode_prompt, encode_records
+from suri.data.examples import Encoded
+from suri.data.findings import KINDS
+from suri.data.prompt import PROMPT_FILE, Prompt, find_prompt, read_prompt
 from suri.data.records import Record, write_records
 from suri.data.split import Rows, load_rows
 from suri.errors import DataError
@@ -53,10 +56,13 @@ def _train(recipe: Recipe, listen: Listener, answerer: Answerer) -> dict[str, An
     device = choose_device(recipe.device)
     base = find_base(recipe.base_model)
     config, tokenizer = read_config(base), read_tokenizer(base)
-    prompt = find_prompt(recipe.prompt_template_name)
-    rows = load_rows(recipe.data_path, recipe.val_set_size, recipe.seed, recipe.val_set_path)
-    encoded = _encode(rows.train, tokenizer, prompt, recipe)
-    held_out = _encode(rows.held_out, tokenizer, prompt, replace(recipe, train_on_inputs=False))
+    prompt = _prompt(recipe, tokenizer)
+    rows = load_rows(recipe)
+    rules = Rules(recipe.cutoff_len, recipe.train_on_inputs, recipe.overlong)
+    encoded = encode_table(rows.train, tokenizer, prompt, rules)
+    held_out = encode_records(
+        rows.held_out, tokenizer, prompt, replace(rules, train_on_inputs=False)
+    )
     if not encoded.examples:
         raise DataError(
             f"no row of {recipe.data_path} has a response token within --cutoff_len "
@@ -99,14 +105,12 @@ def _train(recipe: Recipe, listen: Listener, answerer: Answerer) -> dict[str, An
     return result
 
 
-def _encode(records: list[Record], tokenizer: Tokenizer, prompt: Prompt, recipe: Recipe) -> Encoded:
-    return encode_records(
-        records,
-        tokenizer,
-        prompt,
-        cutoff_len=recipe.cutoff_len,
-        train_on_inputs=recipe.train_on_inputs,
-    )
+def _prompt(recipe: Recipe, tokenizer: Tokenizer) -> Prompt:
+    """The prompt of the recipe; a run that goes on keeps its own, whose file may have changed."""
+    folder = Path(recipe.output_dir.strip())
+    if (recipe.resume or recipe.resume_from_checkpoint) and (folder / PROMPT_FILE).is_file():
+        return read_prompt(folder)
+    return find_prompt(recipe.prompt_template_name, tokenizer)
 
 
 def _engine(
@@ -123,7 +127,8 @@ def _write_inputs(
     folder: Path, rows: Rows, encoded: Encoded, prompt: Prompt, tokenizer: Tokenizer
 ) -> None:
     """What describes the run's input, written before the first step."""
-    write_json(folder / "data.json", rows.facts | {"encoded": encoded.counts})
+    facts = {"encoded": encoded.counts, "left_out_rows": [row + 1 for row in encoded.left_out]}
+    write_json(folder / "data.json", rows.facts | facts)
     write_records(folder / "held_out.jsonl", rows.held_out)
     prompt.save(folder)
     tokenizer.save(folder)
@@ -134,14 +139,19 @@ def _notes(recipe: Recipe, rows: Rows, encoded: Encoded, device: str) -> list[st
     notes = []
     if not recipe.add_eos_token:
         notes.append("add_eos_token False: the end-of-text token is learned all the same")
-    if recipe.group_by_length:
-        notes.append("group_by_length changes nothing: packed rows have no padding to save")
-    if rows.facts.get("note"):
-        notes.append(str(rows.facts["note"]))
-    if cut := encoded.counts["cut"]:
-        notes.append(f"{cut} rows are longer than cutoff_len {recipe.cutoff_len} and were cut")
-    if lost := encoded.counts["without_learned_tokens"]:
-        notes.append(f"{lost} rows have no response within cutoff_len and are left out")
+    warnings = {kind: count for kind, count in rows.facts["warnings"].items() if count}
+    if warnings:
+        said = "; ".join(f"{count} x {KINDS[kind].says}" for kind, count in warnings.items())
+        notes.append(f"in the rows: {said}; `suri data check {recipe.data_path}` tells where")
+    done = {
+        "trimmed_input": "lose part of their input or their first turns",
+        "trimmed_response": "lose the end of their response, and do not teach to stop",
+        "dropped": "are left out",
+        "without_learned_tokens": "have nothing to learn within it: they are left out",
+    }
+    for name, what in done.items():
+        if count := encoded.counts[name]:
+            notes.append(f"{count} rows are longer than cutoff_len {recipe.cutoff_len} and {what}")
     if device == "cuda":
         notes.append("training on the GPU in bf16, adapter in fp32")
     return notes
@@ -150,7 +160,7 @@ def _notes(recipe: Recipe, rows: Rows, encoded: Encoded, device: str) -> list[st
 def _summary(
     recipe: Recipe, encoded: Encoded, held_out: Encoded, adapter_bytes: int, device: str
 ) -> str:
-    steps = Plan(recipe, len(encoded.examples)).steps
+    steps = Plan(recipe, encoded.examples.lengths).steps
     return (
         f"{len(encoded.examples)} rows to train, {len(held_out.examples)} held out; {steps} steps "
         f"of {recipe.batch_size} rows; adapter of {adapter_bytes // 4:,} numbers on {device}"
