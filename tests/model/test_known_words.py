@@ -89,7 +89,35 @@ def check(words: KnownWords, texts: list[str]) -> None:
         assert found == [array("i", each.ids) for each in expected]
 
 
+def make_llama(kind: str) -> Tokenizer:
+    """A tokenizer as transformers converts Llama's of sentencepiece: byte fallback, no cuts."""
+    from tokenizers.trainers import BpeTrainer
+
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre.Metaspace(prepend_scheme="first")
+    special = ["<unk>", *(f"<0x{i:02X}>" for i in range(256))]
+    texts = TRAINING if kind != "crossing" else [*TRAINING, "end. Begin end. Begin end. Begin"]
+    if kind == "crossing":
+        tokenizer.pre_tokenizer = pre.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.train_from_iterator(
+        texts, BpeTrainer(vocab_size=600, special_tokens=special, show_progress=False)
+    )
+    if kind == "metaspace":
+        tokenizer.pre_tokenizer = pre.Metaspace(prepend_scheme="first", split=False)
+    else:
+        parts = json.loads(tokenizer.to_str()) | {"pre_tokenizer": None}
+        parts["added_tokens"] = []
+        tokenizer = Tokenizer.from_str(json.dumps(parts))
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+    tokenizer.add_tokens(["<call>"])
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
 KNOWN = {name: KnownWords(make(cut)) for name, cut in CUTS.items()}
+KNOWN |= {f"llama {kind}": KnownWords(make_llama(kind)) for kind in ("legacy", "metaspace")}
 PIECES = st.sampled_from(
     [" ", "  ", "\n", "\r\n", "\t", "'s", "'S", "'ll", "1", "234", "a", "The", "quick", "été",
      "你好", "，", ".", "...", "#", "“", "…", "<call>", "<|end|>", "{", "£", "\u00a0", "²", "ß",
@@ -100,7 +128,7 @@ TEXTS = st.lists(PIECES, max_size=14).map("".join) | st.text(
 )
 
 
-@pytest.mark.parametrize("name", CUTS)
+@pytest.mark.parametrize("name", KNOWN)
 def test_texts_are_cut_as_the_tokenizer_cuts_them(name: str) -> None:
     words = KNOWN[name]
     assert words.cut is not None
@@ -113,7 +141,13 @@ def test_texts_are_cut_as_the_tokenizer_cuts_them(name: str) -> None:
     any_texts()
     check(words, TRAINING)
     assert words.ids  # it is words that were remembered, not whole texts
-    assert all(len(word) < 20 for word in words.ids if word.isalpha())
+    assert all(" " not in word.strip() for word in words.ids)
+
+
+def test_tokens_that_go_beyond_a_blank_forbid_cutting_there() -> None:
+    words = KnownWords(make_llama("crossing"))
+    assert not words.blank_step
+    check(words, TRAINING[:2])
 
 
 def test_each_safe_character_is_classified_as_unicode_does() -> None:

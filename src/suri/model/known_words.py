@@ -25,17 +25,24 @@ DIGITS_GPT2 = r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!
 """The same after a step that makes every digit a text of its own."""
 
 
+BLANKS = re.compile(r" *[^ ]+(?: +\Z)?| +")
+
+
 class KnownWords:
     """Encodes texts word by word with a memory, to the ids that the tokenizer itself gives.
 
     Byte-level tokenizers (Llama 3, Qwen 2, SmolLM, GPT-2) cut a text into words by a regular
     expression before anything else, and no token goes beyond a word. The same expression cuts
-    here, and only new words reach the tokenizer. Other tokenizers are used as they are.
+    here, and only new words reach the tokenizer. Tokenizers made by sentencepiece (Llama 1 and 2)
+    do not cut, but put a blank before a text, and no token of theirs has a blank after another
+    character: cutting before blanks changes nothing. Other tokenizers are used as they are.
     """
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        self.cut = _expression(json.loads(backend.to_str()))
+        parts = json.loads(backend.to_str())
+        self.blank_step = _blank_step(parts)
+        self.cut = BLANKS if self.blank_step else _expression(parts)
         self.ids: dict[str, bytes] = {}
         added = backend.get_added_tokens_decoder().values()
         plain = [re.escape(token.content) for token in added if not token.special]
@@ -51,7 +58,9 @@ class KnownWords:
         long_way = [text for text, words in zip(texts, cut, strict=True) if words is None]
         words = set(chain.from_iterable(words for words in cut if words))
         new = [word for word in words if word not in self.ids]
-        found = [array("i", ids) for ids in self._encode(new + long_way)]
+        # Prepend puts back the blank that a word starts with; Metaspace leaves it where it is.
+        plain = [word[1:] for word in new] if self.blank_step == "Prepend" else new
+        found = [array("i", ids) for ids in self._encode(plain + long_way)]
         self.ids.update((word, ids.tobytes()) for word, ids in zip(new, found, strict=False))
         whole = iter(found[len(new) :])
         known = self.ids.__getitem__
@@ -62,7 +71,12 @@ class KnownWords:
 
     def _words(self, text: str, cut: re.Pattern[str]) -> list[str] | None:
         """The words of a text, or None where they cannot be told with certainty."""
-        if not SAFE.fullmatch(text) or (self.added and self.added.search(text)):
+        if self.added and self.added.search(text):
+            return None
+        if self.blank_step:
+            has_blank = not text or (self.blank_step == "Metaspace" and text[0] == " ")
+            return cut.findall(text if has_blank else f" {text}")
+        if not SAFE.fullmatch(text):
             return None
         words: list[str] = cut.findall(text)
         return words if "".join(words) == text else None
@@ -70,6 +84,29 @@ class KnownWords:
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+
+def _blank_step(tokenizer: dict[str, Any]) -> str:
+    """The step that puts a blank (U+2581) first, where texts may be cut before blanks, or ""."""
+    match tokenizer["normalizer"], tokenizer["pre_tokenizer"]:
+        case (
+            {
+                "type": "Sequence",
+                "normalizers": [
+                    {"type": "Prepend", "prepend": "▁"},
+                    {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+                ],
+            },
+            None,
+        ):
+            step = "Prepend"
+        case None, {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first" | "always"}:
+            step = "Metaspace"
+        case _:
+            return ""
+    model = tokenizer["model"]
+    known = model["type"] == "BPE" and model["byte_fallback"]
+    return step if known and not any(re.search("[^▁]▁", token) for token in model["vocab"]) else ""
 
 
 def _expression(tokenizer: dict[str, Any]) -> re.Pattern[str] | None:
