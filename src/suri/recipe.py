@@ -5,7 +5,7 @@ import math
 import tomllib
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from suri.errors import UsageError
 
@@ -123,6 +123,16 @@ def _problems(recipe: Recipe) -> list[str]:
         for name, least in at_least.items()
         if not getattr(recipe, name) >= least
     ]
+    choices = {
+        name: get_args(kind)
+        for name, kind in get_type_hints(Recipe).items()
+        if get_origin(kind) is Literal
+    }
+    problems += [
+        f"{name} = {getattr(recipe, name)} must be one of {', '.join(allowed)}"
+        for name, allowed in choices.items()
+        if getattr(recipe, name) not in allowed
+    ]
     for name in ("num_epochs", "learning_rate", "lora_alpha"):
         value = getattr(recipe, name)
         if not (value > 0 and math.isfinite(value)):
@@ -131,9 +141,11 @@ def _problems(recipe: Recipe) -> list[str]:
         problems.append(f"lora_dropout = {recipe.lora_dropout} must be from 0 to below 1")
     if not recipe.lora_target_modules:
         problems.append("lora_target_modules names no layer")
-    for name in recipe.lora_target_modules:
-        if recipe.engine == "suri" and name not in LINEARS:
-            problems.append(f"lora_target_modules: {name} is not one of {', '.join(LINEARS)}")
+    problems += [
+        f"lora_target_modules: {name} is not one of {', '.join(LINEARS)}"
+        for name in recipe.lora_target_modules
+        if recipe.engine == "suri" and name not in LINEARS
+    ]
     return problems
 
 

@@ -97,6 +97,7 @@ def test_recipes_refuse_what_cannot_work(tmp_path: Path) -> None:
         ("batch_size = 'many'", "batch_size = 'many' is not of the form"),
         ("batch_size = 0\nlora_r = 0", "batch_size = 0 must be at least 1; lora_r = 0"),
         ("lora_dropout = 1.5", "lora_dropout"),
+        ("overlong = 'trim'", "overlong = trim must be one of trim-input, trim-response"),
         ("lora_target_modules = ['w_proj']", "w_proj is not one of"),
         ("= 3", "not a TOML file"),
     ):

@@ -81,6 +81,7 @@ def test_all_that_belongs_to_a_model_lies_beside_the_weights(tmp_path):
     prompt = TextPrompt("mine", "{instruction} on {input}:", "{instruction}:")
     prompt.save(adapter)
     (base / "chat_template.jinja").write_text("{{ messages }}")
+    (adapter / "data.json").write_text('{"licence": "CC BY-NC 4.0"}')
     write_hf(base, adapter, tmp_path / "merged")
     out = tmp_path / "merged"
     assert files_in(out) == {
@@ -96,6 +97,7 @@ def test_all_that_belongs_to_a_model_lies_beside_the_weights(tmp_path):
     card = (out / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\nlibrary_name: transformers\n")
     assert "W + 2.4 B A" in card
+    assert "CC BY-NC 4.0" in card
     assert str(tmp_path) not in card
 
 

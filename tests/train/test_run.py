@@ -95,6 +95,71 @@ def test_the_run_folder_is_whole_and_its_adapter_the_best(
     assert len((folder / "held_out.jsonl").read_text().splitlines()) == 5
 
 
+def test_what_is_odd_in_the_rows_is_said_and_recorded(tiny: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def listen(event: str, numbers: dict[str, Any]) -> None:
+        said.extend([numbers["text"]] if event == "note" else [])
+
+    records = [Record(f"say {n}", "", "y" * n) for n in range(1, 9)]
+    records += [Record("say", "x" * 90, "z"), Record("x" * 300, "", "z"), records[0]]
+    write_records(tmp_path / "alpaca_data.json", records)
+    recipe = recipe_for(
+        tiny, tmp_path / "alpaca_data.json", tmp_path / "run", val_set_size=0, max_steps=1,
+        prompt_template_name="alpaca_short", cutoff_len=90, group_by_length=True,
+    )  # fmt: skip
+    result = train(recipe, listen, no_answers)
+    assert result["rows"] == 10
+    data = json.loads((tmp_path / "run" / "data.json").read_text(encoding="utf-8"))
+    assert data["left_out_rows"] == [10]
+    assert data["warnings"] == {"duplicate": 1}
+    counts = data["encoded"]
+    assert (counts["rows"], counts["trimmed_input"], counts["without_learned_tokens"]) == (11, 1, 1)
+    notes = "\n".join(said)
+    assert "in the rows: 1 x the same as an earlier row" in notes
+    assert "1 rows are longer than cutoff_len 90 and lose part of their input" in notes
+    assert "left out: rows 10" in notes
+    card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+    assert "CC BY-NC 4.0" in card
+
+
+def test_a_run_that_goes_on_keeps_its_prompt(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.json"
+    own.write_text(
+        '{"prompt_input": "{instruction}|{input}>", "prompt_no_input": "{instruction}>"}'
+    )
+    recipe = recipe_for(tiny, rows, tmp_path / "run", prompt_template_name=str(own), save_steps=2)
+
+    def stop(event: str, numbers: dict[str, Any]) -> None:
+        if event == "step" and numbers["step"] == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Preempted):
+        train(recipe, stop, no_answers)
+    saved = (tmp_path / "run" / "prompt.json").read_text(encoding="utf-8")
+    own.write_text('{"prompt_input": "{input}{instruction}", "prompt_no_input": "{instruction}"}')
+    train(Recipe(output_dir=str(tmp_path / "run"), resume=True), silent, no_answers)
+    assert (tmp_path / "run" / "prompt.json").read_text(encoding="utf-8") == saved
+    train(replace(recipe, output_dir=str(tmp_path / "other")), silent, no_answers)
+    losses = [metrics(tmp_path / name, "train/loss")[4:] for name in ("run", "other")]
+    assert losses[0] != losses[1]
+
+
+def test_conversations_train_every_answer(tiny: Path, tmp_path: Path) -> None:
+    talk = [{"messages": [
+        {"role": "user", "content": f"a{n}"}, {"role": "assistant", "content": "b" * n},
+        {"role": "user", "content": "c"}, {"role": "assistant", "content": "dd"},
+    ]} for n in range(1, 7)]  # fmt: skip
+    (tmp_path / "talk.json").write_text(json.dumps(talk))
+    recipe = recipe_for(tiny, tmp_path / "talk.json", tmp_path / "run", val_set_size=1)
+    result = train(replace(recipe, num_epochs=20, batch_size=5), silent, no_answers)
+    data = json.loads((tmp_path / "run" / "data.json").read_text(encoding="utf-8"))
+    held_out = json.loads((tmp_path / "run" / "held_out.jsonl").read_text(encoding="utf-8"))
+    others = set(range(1, 7)) - {len(held_out["history"][0][1])}
+    assert data["encoded"]["learned_tokens"] == sum(n + 1 + 3 for n in others)
+    assert result["held_out_loss"] < 0.7 * result["base_loss"]
+
+
 @pytest.mark.parametrize("changes", [{}, {"lora_dropout": 0.2}, {"quantize": "nf4"}])
 def test_resume_is_bit_identical(
     tiny: Path, rows: Path, tmp_path: Path, changes: dict[str, Any]

@@ -9,7 +9,14 @@ from suri.data.prompt import read_prompt
 from suri.errors import Corrupt
 from suri.export.certify import FILE, Certificate, certify
 from suri.export.fold import Merge, Report, silent
-from suri.files import disk_errors_explained, need_space, publishing, write_json, write_text
+from suri.files import (
+    disk_errors_explained,
+    need_space,
+    publishing,
+    read_json,
+    write_json,
+    write_text,
+)
 from suri.model.tokenizer import CHAT_TEMPLATE
 
 CARD = """\
@@ -26,7 +33,7 @@ added to them: W + {scaling:g} B A in fp32, rounded once to {dtype}.{quantized}
 
 `certificate.json` records how this was checked after the files were read back, and the checksum
 of every file. `suri verify` checks it again; `suri chat` opens this folder. The prompt that the
-adapter was trained with is in `prompt.json`.
+adapter was trained with is in `prompt.json`.{licence}
 """
 
 
@@ -66,6 +73,8 @@ def _write_companions(merge: Merge, folder: Path, to: str) -> None:
     quantized = (
         " W is the base after nf4 and back, as in training." if merge.quantize == "nf4" else ""
     )
+    data = merge.adapter_folder / "data.json"
+    licence = read_json(data).get("licence") if data.is_file() else None
     card = CARD.format(
         library="transformers" if to == "hf" else "pytorch",
         base=merge.base.folder.absolute().name,
@@ -76,5 +85,6 @@ def _write_companions(merge: Merge, folder: Path, to: str) -> None:
         targets=", ".join(merge.adapter.targets),
         dtype=merge.dtype_name,
         quantized=quantized,
+        licence=f"\n\nLicence of the data that the adapter learned: {licence}." if licence else "",
     )
     write_text(folder / "README.md", card)

@@ -10,7 +10,7 @@ from typing import Any
 from suri.data.cache import encode_table
 from suri.data.encode import Rules, encode_prompt, encode_records
 from suri.data.examples import Encoded
-from suri.data.findings import KINDS
+from suri.data.findings import KINDS, SHOWN
 from suri.data.prompt import PROMPT_FILE, Prompt, find_prompt, read_prompt
 from suri.data.records import Record, write_records
 from suri.data.split import Rows, load_rows
@@ -152,6 +152,9 @@ def _notes(recipe: Recipe, rows: Rows, encoded: Encoded, device: str) -> list[st
     for name, what in done.items():
         if count := encoded.counts[name]:
             notes.append(f"{count} rows are longer than cutoff_len {recipe.cutoff_len} and {what}")
+    if encoded.left_out:
+        numbers = ", ".join(str(row + 1) for row in encoded.left_out)
+        notes.append(f"left out: rows {numbers}" + ", ..." * (len(encoded.left_out) == SHOWN))
     if device == "cuda":
         notes.append("training on the GPU in bf16, adapter in fp32")
     return notes
