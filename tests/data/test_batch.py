@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suri.data.batch import epoch_order, micro_batches, pack, rank_share
+from suri.data.batch import Batch, epoch_order, micro_batches, pack, rank_share
 from suri.data.examples import Example
 
 
@@ -124,14 +124,64 @@ def test_grouping_puts_rows_of_like_length_into_a_batch() -> None:
     assert spreads[True] < 40 < 300 < spreads[False]
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7), min_size=1, max_size=5))
-def test_the_shared_prefix_is_the_longest_that_leaves_each_document_a_token(
-    texts: list[list[int]],
+def unpacked(batch: Batch) -> list[tuple[list[int], list[int], list[int]]]:
+    """ids, positions and targets of each document with its prefix, token by token."""
+    documents = []
+    start = batch.prefix
+    for length in batch.lengths:
+        places = [*range(batch.prefix), *range(start, start + length)]
+        documents.append(tuple([int(x[i]) for i in places]
+                               for x in (batch.ids, batch.positions, batch.targets)))  # fmt: skip
+        start += length
+    assert start == len(batch.ids)
+    return documents  # type: ignore[return-value]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 9), st.lists(st.integers(0, 1), max_size=7), st.integers(1, 6)),
+        min_size=1, max_size=8,
+    ),
+    st.integers(1, 60), st.integers(0, 3),
+)  # fmt: skip
+def test_a_shared_prefix_changes_no_document(
+    shapes: list[tuple[int, list[int], int]], budget: int, max_rows: int
 ) -> None:
-    ids = [np.array(text, np.int32) for text in texts]
-    shared = pack([Example(each, each, i) for i, each in enumerate(ids)]).shared_prefix
-    assert len({tuple(text[:shared]) for text in texts}) == 1
-    assert all(len(text) > shared for text in texts)
-    longer = {tuple(text[: shared + 1]) for text in texts}
-    assert len(longer) > 1 or min(map(len, texts)) == shared + 1
+    examples = []
+    for row, (head, middle, learned) in enumerate(shapes):
+        ids = np.array([7] * head + middle + [row] * learned, np.int32)
+        labels = ids.copy()
+        labels[: head + len(middle)] = -100
+        examples.append(Example(ids, labels, row))
+    limits = {"max_rows": max_rows, "token_budget": budget}
+    alone = [unpacked(pack([example]))[0] for example in examples]
+    shared = micro_batches(examples, share_prefix=True, **limits)
+    assert [document for batch in shared for document in unpacked(batch)] == alone
+    assert [row for batch in shared for row in batch.rows] == list(range(len(examples)))
+    for batch in shared:
+        assert len(batch.ids) <= budget or len(batch.rows) == 1
+        assert batch.tokens == sum(len(examples[row].ids) for row in batch.rows)
+        assert set(batch.targets[: batch.prefix]) <= {-100}
+        starts = {tuple(examples[row].ids[: batch.prefix]) for row in batch.rows}
+        assert len(starts) == 1
+        assert batch.prefix == 0 or len(batch.rows) > 1
+    assert len(shared) <= len(micro_batches(examples, **limits))
+
+
+def test_the_longest_common_start_is_shared() -> None:
+    ids = [[7, 7, 7, 7, 7, 1, 2, 3], [7, 7, 7, 7, 7, 1, 4, 5, 6]]
+    examples = []
+    for row, text in enumerate(ids):
+        each = np.array(text, np.int32)
+        examples.append(Example(each, np.where(np.arange(len(each)) < 7, -100, each), row))
+    (batch,) = micro_batches(examples, max_rows=0, token_budget=99, share_prefix=True)
+    assert batch.prefix == 6
+    assert batch.ids.tolist() == [7, 7, 7, 7, 7, 1, 2, 3, 4, 5, 6]
+    assert batch.positions.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 6, 7, 8]
+    assert batch.targets.tolist() == [-100] * 6 + [3, -100, 5, 6, -100]
+    # The token before the first learned one is the last that cannot be shared.
+    examples = [Example(e.ids, np.where(np.arange(len(e.ids)) < 5, -100, e.ids), e.row)
+                for e in examples]  # fmt: skip
+    (batch,) = micro_batches(examples, max_rows=0, token_budget=99, share_prefix=True)
+    assert batch.prefix == 4

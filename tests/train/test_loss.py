@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import make_model
 from suri.data.batch import micro_batches, pack
 from suri.data.examples import Example
 from suri.model.adapter import initial_adapter
@@ -120,17 +121,45 @@ def test_the_packed_loss_is_that_of_the_rows_one_by_one(tiny: Path) -> None:
     rows = st.tuples(st.integers(1, 24), st.integers(0, 24), st.integers(0, 999))
 
     @settings(max_examples=25, deadline=None)
-    @given(st.lists(rows, min_size=1, max_size=6), st.integers(1, 60))
-    def any_rows(shapes: list[tuple[int, int, int]], budget: int) -> None:
+    @given(st.lists(rows, min_size=1, max_size=6), st.integers(0, 9), st.integers(1, 60))
+    def any_rows(shapes: list[tuple[int, int, int]], start: int, budget: int) -> None:
         examples = []
         for row, (length, asked, seed) in enumerate(shapes):
             ids = np.random.default_rng(seed).integers(2, 131, length).astype(np.int32)
+            ids = np.concatenate([np.arange(40, 40 + start, dtype=np.int32), ids])
+            asked += start
+            length += start
             labels = np.where(np.arange(length) < asked, np.int32(-100), ids)
             examples.append(Example(ids, labels, row))
         with torch.no_grad():
             alone = sum(float(summed_loss(decoder, pack([each]))[0]) for each in examples)
-            batches = micro_batches(examples, max_rows=0, token_budget=budget)
-            packed = sum(float(summed_loss(decoder, batch)[0]) for batch in batches)
-        assert packed == pytest.approx(alone, rel=1e-5, abs=1e-5)
+            for share in (False, True):
+                batches = micro_batches(
+                    examples, max_rows=0, token_budget=budget, share_prefix=share
+                )
+                packed = sum(float(summed_loss(decoder, batch)[0]) for batch in batches)
+                assert packed == pytest.approx(alone, rel=1e-5, abs=1e-5)
 
     any_rows()
+
+
+@pytest.mark.parametrize("window", [None, 7])
+def test_a_shared_prefix_gives_the_same_gradients(tmp_path: Path, window: int | None) -> None:
+    kind = {"sliding_window": window} if window else {}
+    folder = make_model(tmp_path / "model", "mistral" if window else "llama", **kind)
+    decoder = trainable(folder)
+    examples = []
+    for row, example in enumerate(ragged_examples(5)):
+        ids = np.concatenate([np.arange(50, 61, dtype=np.int32), example.ids])
+        labels = np.concatenate([np.full(11, -100, np.int32), example.labels])
+        examples.append(Example(ids, labels, row))
+    found = []
+    for share in (False, True):
+        (batch,) = micro_batches(examples, max_rows=0, token_budget=999, share_prefix=share)
+        assert batch.prefix == (11 if share else 0)
+        summed_loss(decoder, batch)[0].backward()
+        pairs = decoder.pairs().values()
+        found.append([p.grad.clone() for pair in pairs for p in (pair.a, pair.b)])
+        decoder.zero_grad()
+    for plain, shared in zip(*found, strict=True):
+        assert (plain - shared).abs().max() <= 1e-4 * plain.abs().max() > 0

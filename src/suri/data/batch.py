@@ -11,15 +11,18 @@ from suri.data.examples import NOT_LEARNED, Example
 Ints = NDArray[np.int64]
 Lengths = Sequence[int] | NDArray[np.int32]
 GROUPED_BATCHES = 50
+LEAST_PREFIX = 4
+"""Shorter prefixes are not worth sharing."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Documents laid end to end, T tokens in all.
+    """Documents laid end to end, T tokens in all, after the tokens that all of them start with.
 
     ids, positions, targets: int64 [T]. Positions start at 0 in each document; targets[i] is the
-    token to predict from token i, -100 where there is none to learn. lengths: tokens of each
-    document, rows: its record's index.
+    token to predict from token i, -100 where there is none to learn. prefix: tokens shared by all
+    documents, at the start of the stream and in none of them again; they are never learned.
+    lengths: tokens of each document beside it, rows: its record's index.
     """
 
     ids: Ints
@@ -27,6 +30,7 @@ class Batch:
     targets: Ints
     lengths: tuple[int, ...]
     rows: tuple[int, ...]
+    prefix: int = 0
 
     @property
     def learned_tokens(self) -> int:
@@ -34,13 +38,9 @@ class Batch:
         return int(np.count_nonzero(self.targets != NOT_LEARNED))
 
     @property
-    def shared_prefix(self) -> int:
-        """Tokens that every document starts with; each keeps at least one of its own."""
-        shortest = min(self.lengths) - 1
-        starts = np.cumsum((0, *self.lengths[:-1]))
-        columns = self.ids[starts[:, None] + np.arange(shortest)]
-        differs = (columns != columns[:1]).any(axis=0)
-        return int(differs.argmax()) if differs.any() else shortest
+    def tokens(self) -> int:
+        """Tokens of the documents, each with its own prefix."""
+        return sum(self.lengths) + self.prefix * len(self.lengths)
 
 
 def epoch_order(
@@ -72,34 +72,73 @@ def rank_share(examples: Sequence[int], rank: int, ranks: int) -> list[int]:
     return list(examples[rank::ranks])
 
 
-def pack(examples: Sequence[Example]) -> Batch:
-    """Lay examples end to end; no target crosses from one document into the next."""
+def pack(examples: Sequence[Example], prefix: int = 0) -> Batch:
+    """Lay examples end to end; no target crosses from one document into the next.
+
+    Their first `prefix` tokens, which must be the same in all and not learned, are laid once.
+    """
     end = np.array([NOT_LEARNED])
+    first = examples[0].ids[:prefix]
     return Batch(
-        ids=_join(example.ids for example in examples),
-        positions=_join(np.arange(len(example.ids)) for example in examples),
-        targets=_join(part for example in examples for part in (example.labels[1:], end)),
-        lengths=tuple(len(example.ids) for example in examples),
+        ids=_join([first, *(example.ids[prefix:] for example in examples)]),
+        positions=_join(
+            [np.arange(prefix), *(np.arange(prefix, len(example.ids)) for example in examples)]
+        ),
+        targets=_join(
+            [
+                np.full(prefix, NOT_LEARNED),
+                *(part for example in examples for part in (example.labels[prefix + 1 :], end)),
+            ]
+        ),
+        lengths=tuple(len(example.ids) - prefix for example in examples),
         rows=tuple(example.row for example in examples),
+        prefix=prefix,
     )
 
 
-def micro_batches(examples: Sequence[Example], *, max_rows: int, token_budget: int) -> list[Batch]:
+def micro_batches(
+    examples: Sequence[Example], *, max_rows: int, token_budget: int, share_prefix: bool = False
+) -> list[Batch]:
     """Cut examples, in their order and each exactly once, into batches that fit in memory.
 
     A batch has at most `max_rows` examples (0: any number) and `token_budget` tokens; an example
-    longer than the budget is a batch of its own.
+    longer than the budget is a batch of its own. With `share_prefix` the start that all prompts of
+    a batch have in common is in it, and counted, once.
     """
     groups: list[list[Example]] = []
+    prefixes: list[int] = []
     tokens = 0
     for example in examples:
         tokens += len(example.ids)
-        is_full = groups and max_rows and len(groups[-1]) == max_rows
-        if not groups or is_full or tokens > token_budget:
-            groups.append([])
-            tokens = len(example.ids)
-        groups[-1].append(example)
-    return [pack(group) for group in groups]
+        common = _shareable(example) if share_prefix else 0
+        group = groups[-1] if groups else []
+        if group:
+            joint = min(prefixes[-1], common, _common_start(group[0].ids, example.ids))
+            joint = joint if joint >= LEAST_PREFIX else 0
+            is_full = max_rows and len(group) == max_rows
+            if not is_full and tokens - joint * len(group) <= token_budget:
+                group.append(example)
+                prefixes[-1] = joint
+                continue
+        groups.append([example])
+        prefixes.append(common)
+        tokens = len(example.ids)
+    return [
+        pack(group, prefix if len(group) > 1 else 0)
+        for group, prefix in zip(groups, prefixes, strict=True)
+    ]
+
+
+def _shareable(example: Example) -> int:
+    """Tokens at the start of an example from which nothing learned is predicted."""
+    learned = np.flatnonzero(example.labels != NOT_LEARNED)
+    return max(0, int(learned[0]) - 1) if len(learned) else len(example.ids) - 1
+
+
+def _common_start(one: NDArray[np.int32], other: NDArray[np.int32]) -> int:
+    shortest = min(len(one), len(other))
+    differs = np.flatnonzero(one[:shortest] != other[:shortest])
+    return int(differs[0]) if len(differs) else shortest
 
 
 def _join(parts: Iterable[NDArray[np.integer]]) -> Ints:

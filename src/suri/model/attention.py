@@ -19,22 +19,39 @@ class Attend(Protocol):
 
 
 class PackedAttention:
-    """Causal attention inside each document of a packed stream, and never across documents."""
+    """Causal attention inside each document of a packed stream, and never across documents.
 
-    def __init__(self, lengths: Sequence[int], window: int | None = None) -> None:
-        self.lengths, self.window = list(lengths), window
+    The first `prefix` tokens of the stream stand before every document: each attends to them and
+    to itself.
+    """
+
+    def __init__(self, lengths: Sequence[int], window: int | None = None, prefix: int = 0) -> None:
+        self.lengths, self.window, self.prefix = list(lengths), window, prefix
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ARG002
         """Shapes as in Attend; one call of the fused kernel per document."""
-        documents = zip(*(x.split(self.lengths) for x in (q, k, v)), strict=True)
-        return torch.cat([self._one(*document) for document in documents])
+        sizes = [self.prefix, *self.lengths] if self.prefix else self.lengths
+        documents = list(zip(*(x.split(sizes) for x in (q, k, v)), strict=True))
+        if not self.prefix:
+            return torch.cat([self._one(*document) for document in documents])
+        (_, first_k, first_v), *own = documents
+        return torch.cat(
+            [
+                self._one(*documents[0]),
+                *(
+                    self._one(q, torch.cat([first_k, k]), torch.cat([first_v, v]))
+                    for q, k, v in own
+                ),
+            ]
+        )
 
     def _one(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The last tokens of a document, [n, heads, d], over all of it, [length, kv_heads, d]."""
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-        length = q.shape[2]
-        if self.window is not None and length > self.window:
+        own, length = q.shape[2], k.shape[2]
+        if own < length or (self.window is not None and length > self.window):
             place = torch.arange(length, device=q.device)
-            mask = visible(place, place, self.window)
+            mask = visible(place[length - own :], place, self.window)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
         else:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)

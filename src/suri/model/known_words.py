@@ -3,91 +3,138 @@
 import json
 import re
 from array import array
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Iterator, Sequence
+from itertools import chain, pairwise
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer as Backend
 
-MOST_WORDS = 200_000
-"""Words remembered at a time, about 40 MB."""
+MOST_WORDS, LONGEST_WORD = 400_000, 32
+"""Words remembered at a time, about 80 MB, and the characters of the longest of them."""
 
-LETTERS = "A-Za-zÀ-ÖØ-öø-ÿ一-龥"
-OTHERS = "£°·§©®±×÷¿¡«»–—‘’“”…•€、。，；：？！《》（）"
-SAFE = re.compile(f"[\t\n\r\x20-\x7e{LETTERS}{OTHERS}]*")
-"""Texts of these characters alone are cut into words here: of each it is certain whether Unicode
-calls it a letter, a number or a space, whatever the version. The others go the long way."""
-CLASSES = {r"\p{L}": LETTERS, r"\p{N}": "0-9", r"\s": r"\t\n\r\x20"}
-
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""What the step ByteLevel cuts with (openai/gpt-2, encoder.py)."""
-DIGITS_GPT2 = r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
-"""The same after a step that makes every digit a text of its own."""
-
-
-BLANKS = re.compile(r" *[^ ]+(?: +\Z)?| +")
+WORDS_AT_ONCE = 256
+PLACES = re.compile(r"(?<=\S) (?=\S)")
+SPLITS = tuple(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+    + digits
+    + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    for digits in (r"\p{N}{1,3}", r"\p{N}")
+)
+"""What Llama 3 and Qwen 2 cut texts with, as their tokenizer.json has it."""
 
 
 class KnownWords:
     """Encodes texts word by word with a memory, to the ids that the tokenizer itself gives.
 
-    Byte-level tokenizers (Llama 3, Qwen 2, SmolLM, GPT-2) cut a text into words by a regular
-    expression before anything else, and no token goes beyond a word. The same expression cuts
-    here, and only new words reach the tokenizer. Tokenizers made by sentencepiece (Llama 1 and 2)
-    do not cut, but put a blank before a text, and no token of theirs has a blank after another
-    character: cutting before blanks changes nothing. Other tokenizers are used as they are.
+    A text may be cut before a single blank between two characters that are none, where nothing
+    that a tokenizer does goes across that place or depends on what stands beyond it:
+
+    - byte-level tokenizers (GPT-2, SmolLM, Llama 3, Qwen 2) cut texts by expressions in which a
+      blank before a character that is none always starts a word; no token goes beyond a word;
+    - those made by sentencepiece (Llama 1 and 2) do not cut, but none of their tokens has a blank
+      after another character, and a blank is put before a text.
+
+    Other tokenizers are used as they are.
     """
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         parts = json.loads(backend.to_str())
-        self.blank_step = _blank_step(parts)
-        self.cut = BLANKS if self.blank_step else _expression(parts)
-        self.ids: dict[str, bytes] = {}
-        added = backend.get_added_tokens_decoder().values()
-        plain = [re.escape(token.content) for token in added if not token.special]
-        self.added = re.compile("|".join(plain)) if plain else None
+        self.cuts = _cuts_by_expression(parts) or _cuts_nowhere(parts)
+        self.puts_blank_first = (parts["normalizer"] or {}).get("type") == "Sequence"
+        self.starts: dict[str, bytes] = {}
+        self.words: dict[str, bytes] = {}
 
     def encode_many(self, texts: Sequence[str]) -> list["array[int]"]:
         """The ids of each text."""
-        if self.cut is None:
+        if not self.cuts:
             return [array("i", ids) for ids in self._encode(texts)]
-        if len(self.ids) > MOST_WORDS:
-            self.ids.clear()
-        cut = [self._words(text, self.cut) for text in texts]
-        long_way = [text for text, words in zip(texts, cut, strict=True) if words is None]
-        words = set(chain.from_iterable(words for words in cut if words))
-        new = [word for word in words if word not in self.ids]
-        # Prepend puts back the blank that a word starts with; Metaspace leaves it where it is.
-        plain = [word[1:] for word in new] if self.blank_step == "Prepend" else new
-        found = [array("i", ids) for ids in self._encode(plain + long_way)]
-        self.ids.update((word, ids.tobytes()) for word, ids in zip(new, found, strict=False))
-        whole = iter(found[len(new) :])
-        known = self.ids.__getitem__
-        return [
-            next(whole) if words is None else array("i", b"".join(map(known, words)))
-            for words in cut
+        cut = [_words(text) for text in texts]
+        long = self._learn(cut)
+        known = self.words.__getitem__
+        found = [
+            array("i", self.starts[words[0]] + b"".join(map(known, words[1:]))) for words in cut
         ]
+        for memory, word in long:  # it hardly ever comes again
+            del memory[word]
+        return found
 
-    def _words(self, text: str, cut: re.Pattern[str]) -> list[str] | None:
-        """The words of a text, or None where they cannot be told with certainty."""
-        if self.added and self.added.search(text):
-            return None
-        if self.blank_step:
-            has_blank = not text or (self.blank_step == "Metaspace" and text[0] == " ")
-            return cut.findall(text if has_blank else f" {text}")
-        if not SAFE.fullmatch(text):
-            return None
-        words: list[str] = cut.findall(text)
-        return words if "".join(words) == text else None
+    def _learn(self, cut: list[list[str]]) -> list[tuple[dict[str, bytes], str]]:
+        """Encode the words that are new; gives those too long to be remembered, and where."""
+        for memory in (self.starts, self.words):
+            if len(memory) > MOST_WORDS:
+                memory.clear()
+        starts = [*({words[0] for words in cut} - self.starts.keys())]
+        words = set(chain.from_iterable(words[1:] for words in cut))
+        new = [word for word in words if word not in self.words]
+        for start, ids in zip(starts, self._encode(starts), strict=True):
+            self.starts[start] = array("i", ids).tobytes()
+        self.words.update(zip(new, self._encode_words(new), strict=True))
+        both = ((self.starts, starts), (self.words, new))
+        return [
+            (memory, word) for memory, some in both for word in some if len(word) > LONGEST_WORD
+        ]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
+    def _encode_words(self, words: list[str]) -> Iterator[bytes]:
+        """The ids of each word after a blank, as bytes of C ints; many in one call are faster."""
+        blank = "" if self.puts_blank_first else " "
+        places = range(0, len(words), WORDS_AT_ONCE)
+        pieces = [[blank + word for word in words[i : i + WORDS_AT_ONCE]] for i in places]
+        encoded = self.backend.encode_batch(pieces, is_pretokenized=True, add_special_tokens=False)
+        for piece, encoding in zip(pieces, encoded, strict=True):
+            ids = array("i", encoding.ids)
+            numbers = np.array(encoding.word_ids, dtype=np.int64)
+            ends = np.searchsorted(numbers, np.arange(len(piece) + 1)).tolist()
+            for start, end in pairwise(ends):
+                yield ids[start:end].tobytes()
 
-def _blank_step(tokenizer: dict[str, Any]) -> str:
-    """The step that puts a blank (U+2581) first, where texts may be cut before blanks, or ""."""
+
+def _words(text: str) -> list[str]:
+    """The text cut at every blank between two characters that are none."""
+    if text.isascii() and not _has_odd_blanks(text):
+        return text.split(" ")
+    return PLACES.split(text)
+
+
+def _has_odd_blanks(text: str) -> bool:
+    """Whether an ASCII text may have a blank beside another, or at an end; quick to say no."""
+    return (
+        "  " in text or "\n " in text or " \n" in text
+        or "\t" in text or "\r" in text or "\v" in text or "\f" in text
+        or "\x1c" in text or "\x1d" in text or "\x1e" in text or "\x1f" in text
+        or text.startswith(" ") or text.endswith(" ")
+    )  # fmt: skip
+
+
+def _cuts_by_expression(tokenizer: dict[str, Any]) -> bool:
+    """Whether it is one of the byte-level tokenizers whose words are known to start with blanks."""
+    normalizer, steps = tokenizer["normalizer"], tokenizer["pre_tokenizer"] or {}
+    # NFC joins no character with a blank.
+    if (normalizer is not None and normalizer["type"] != "NFC") or not _adds_plainly(tokenizer):
+        return False
+    match steps.get("pretokenizers", [steps]):
+        case [{"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]:
+            return True
+        case [
+            {"type": "Digits"},
+            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+        ]:
+            return True
+        case [
+            {"type": "Split", "behavior": "Isolated", "invert": False, "pattern": {"Regex": text}},
+            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+        ]:
+            return text in SPLITS
+    return False
+
+
+def _cuts_nowhere(tokenizer: dict[str, Any]) -> bool:
+    """Whether it is made by sentencepiece (blanks are U+2581) and no token goes across a blank."""
     match tokenizer["normalizer"], tokenizer["pre_tokenizer"]:
         case (
             {
@@ -99,53 +146,21 @@ def _blank_step(tokenizer: dict[str, Any]) -> str:
             },
             None,
         ):
-            step = "Prepend"
+            pass
         case None, {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first" | "always"}:
-            step = "Metaspace"
+            pass
         case _:
-            return ""
+            return False
     model = tokenizer["model"]
-    known = model["type"] == "BPE" and model["byte_fallback"]
-    return step if known and not any(re.search("[^▁]▁", token) for token in model["vocab"]) else ""
+    known = model["type"] == "BPE" and model["byte_fallback"] and _adds_plainly(tokenizer)
+    return known and not any(re.search("[^▁]▁", token) for token in model["vocab"])
 
 
-def _expression(tokenizer: dict[str, Any]) -> re.Pattern[str] | None:
-    """What the tokenizer (as tokenizer.json has it) cuts texts with; None: cut in another way."""
-    normalizer, steps = tokenizer["normalizer"], tokenizer["pre_tokenizer"] or {}
-    # NFC changes none of the safe characters.
-    if normalizer is not None and normalizer["type"] != "NFC":
-        return None
-    match steps.get("pretokenizers", [steps]):
-        case [{"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]:
-            return _translated(GPT2)
-        case [
-            {"type": "Digits", "individual_digits": True},
-            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
-        ]:
-            return _translated(DIGITS_GPT2)
-        case [
-            {"type": "Split", "behavior": "Isolated", "invert": False, "pattern": {"Regex": text}},
-            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
-        ]:
-            return _translated(text)
-    return None
-
-
-def _translated(pattern: str) -> re.Pattern[str] | None:
-    """An expression over all of Unicode, for the safe characters and Python's `re`.
-
-    None where it has parts whose translation is not certain.
-    """
-    parts, in_class = [], False
-    for piece in re.findall(r"\\p\{[LN]\}|\\.|.", pattern, re.DOTALL):
-        part = piece
-        if piece in CLASSES:
-            part = CLASSES[piece] if in_class else f"[{CLASSES[piece]}]"
-        elif piece == r"\S" and not in_class:
-            part = f"[^{CLASSES[chr(92) + 's']}]"
-        elif piece.startswith("\\") and piece not in (r"\r", r"\n"):
-            return None
-        in_class = piece == "[" or (in_class and piece != "]")
-        parts.append(part)
-    has_groups = re.search(r"\((?!\?)", "".join(parts))  # findall would give them, not the words
-    return None if has_groups else re.compile("".join(parts))
+def _adds_plainly(tokenizer: dict[str, Any]) -> bool:
+    """Whether no added token that texts may contain has, or takes in, a blank."""
+    flags = ("lstrip", "rstrip", "single_word")
+    return not any(
+        " " in token["content"] or any(token[flag] for flag in flags)
+        for token in tokenizer["added_tokens"]
+        if not token["special"]
+    )

@@ -26,6 +26,8 @@ class Engine(Protocol):
     """A model with an adapter whose loss can be taken and whose answers can be read."""
 
     parameters: list[nn.Parameter]
+    shares_prefix: bool
+    """Whether a batch may hold the start of its prompts once."""
 
     def loss(self, batch: Batch, step: int | None) -> Tensor:
         """Summed cross-entropy of a batch; `step` is None in evaluation (no dropout)."""
@@ -51,6 +53,7 @@ class SuriEngine:
         self, recipe: Recipe, base: Path, adapter: Adapter, device: str, answerer: Answerer
     ) -> None:
         self.recipe, self.answerer, self.start = recipe, answerer, adapter
+        self.shares_prefix = recipe.lora_dropout == 0  # copies of a token are dropped differently
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         self.decoder = load_decoder(base, quantize=recipe.quantize, dtype=dtype, device=device)
         adapter.attach(self.decoder, trainable=True)

@@ -129,7 +129,7 @@ class Run:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        tokens = sum(len(batch.ids) for batch in batches)
+        tokens = sum(batch.tokens for batch in batches)
         now = time.perf_counter()
         self.progress = replace(
             self.progress,
@@ -155,6 +155,7 @@ class Run:
             examples,
             max_rows=self.recipe.micro_batch_size,
             token_budget=self.recipe.token_budget,
+            share_prefix=self.engine.shares_prefix,
         )
 
     def _evaluate_if_due(self, stop: threading.Event) -> None:

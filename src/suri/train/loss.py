@@ -31,7 +31,7 @@ def summed_loss(
 def hidden_states(decoder: Decoder, batch: Batch, dropout: Dropout | None = None) -> Tensor:
     """Hidden states [T, hidden] of a packed batch, each document by itself."""
     device = decoder.embedding.device
-    attend = PackedAttention(batch.lengths, decoder.config.sliding_window)
+    attend = PackedAttention(batch.lengths, decoder.config.sliding_window, batch.prefix)
     ids, positions = (torch.from_numpy(x).to(device) for x in (batch.ids, batch.positions))
     return cast(Tensor, decoder(ids, positions, attend, dropout))
 

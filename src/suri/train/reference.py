@@ -19,6 +19,8 @@ from suri.train.engine import Ids
 class ReferenceEngine:
     """Padded rows through a transformers model with a peft adapter; slower, and independent."""
 
+    shares_prefix = False
+
     def __init__(self, recipe: Recipe, base: Path, adapter: Adapter, device: str) -> None:
         self.start = adapter
         settle()

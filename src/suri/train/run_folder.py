@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import platform
+import re
 import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -123,6 +124,12 @@ def peak_memory_bytes(device: str) -> int:
     """The most memory this process held: of the GPU where one trains, else resident."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not getrusage: its figure is at least that of the process that started this one.
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
+        if found:
+            return int(found[1]) * 1024
     try:
         import resource
     except ImportError:  # Windows
