@@ -1,71 +1,118 @@
-"""Quantised storage against bitsandbytes under transformers, and against hand calculation."""
+"""The linear's hand-written gradient against autograd over the plain formula."""
 
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
-from test_decoder import packed_logits, seeded
+import torch.nn.functional as F
+from test_decoder import seeded
 
-from conftest import make_model
-from suri.model.linear import NF4, Dropout, Int8, nf4_roundtrip, quantize_int8
-from suri.model.load import load_decoder
+from suri.model.elementwise import Before, Norm, SwiGLU, Unchanged, rotate
+from suri.model.linear import Dropout, Linear, LowRank
 
-
-def test_nf4_model_has_the_weights_of_transformers_with_bitsandbytes(tmp_path: Path) -> None:
-    import transformers
-    from bitsandbytes.functional import dequantize_4bit
-
-    folder = make_model(tmp_path, hidden_size=192, intermediate_size=320, head_dim=64)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=torch.float32,
-        device_map={"": "cpu"},
-        quantization_config=transformers.BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
-        ),
-    )
-    plain = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    quantised = 0
-    for name, module in theirs.named_modules():
-        if hasattr(module, "weight") and hasattr(module.weight, "quant_state"):
-            dense = dequantize_4bit(module.weight, module.weight.quant_state)
-            plain.get_submodule(name).weight.data = dense.float()
-            quantised += 1
-    assert quantised == 3 * 7
-    ids = torch.randint(0, 131, (29,), generator=seeded(3))
-    with torch.no_grad():
-        wanted = plain(ids[None]).logits[0]
-    exact = packed_logits(load_decoder(folder), [ids])
-    ours = packed_logits(load_decoder(folder, quantize="nf4"), [ids])
-    assert (ours - exact).abs().max() > 0.05
-    assert (ours - wanted).abs().max() <= 2e-4 * wanted.abs().max()
+SIZES = {"q_proj": 20, "k_proj": 8, "v_proj": 12}
 
 
-def test_nf4_fused_parts_keep_the_values_of_each_alone() -> None:
-    parts = [torch.randn(n, 64, generator=seeded(n)) for n in (40, 24)]
-    fused = NF4(parts).dense()
-    assert torch.equal(fused, torch.cat([nf4_roundtrip(part) for part in parts]))
-    error = (fused - torch.cat(parts)).abs().max()
-    assert 0.01 < error < 0.6
+def norm() -> Norm:
+    return Norm(torch.randn(24, generator=seeded(5)), 1e-5)
 
 
-def test_nf4_gradient_is_that_of_the_dequantised_weight() -> None:
-    layer = NF4([torch.randn(24, 64, generator=seeded(1))])
-    x = torch.randn(7, 64, generator=seeded(2), requires_grad=True)
-    layer(x).pow(2).sum().backward()
-    plain = x.detach().clone().requires_grad_()
-    (plain @ layer.dense().t()).pow(2).sum().backward()
-    assert torch.allclose(x.grad, plain.grad, rtol=1e-5, atol=1e-5)
+def plain_norm(x: torch.Tensor) -> torch.Tensor:
+    return F.rms_norm(x, (24,), norm().weight, 1e-5)
 
 
-def test_int8_by_hand() -> None:
-    weight = torch.tensor([[1.0, -2.54, 0.5], [0.0, 0.1, -0.0254]])
-    packed, scale = quantize_int8(weight)
-    assert packed.tolist() == [[50, -127, 25], [0, 127, -32]]
-    assert scale.tolist() == pytest.approx([2.54 / 127, 0.1 / 127])
-    x = torch.tensor([[1.0, 2.0, 3.0]])
-    by_hand = [50 * 0.02 - 2 * 2.54 + 3 * 25 * 0.02, 0.2 - 3 * 32 * 0.1 / 127]
-    assert Int8([weight])(x)[0].tolist() == pytest.approx(by_hand, rel=1e-5)
+def plain_swiglu(x: torch.Tensor) -> torch.Tensor:
+    return F.silu(x[:, :24]) * x[:, 24:]
+
+
+BEFORE: dict[str, tuple[Before, Callable[[torch.Tensor], torch.Tensor], int]] = {
+    "unchanged": (Unchanged(), lambda x: x, 24),
+    "norm": (norm(), plain_norm, 24),
+    "swiglu": (SwiGLU(), plain_swiglu, 48),
+}
+
+
+def fused(adapted: tuple[str, ...], bias: bool) -> Linear:
+    weights = [torch.randn(size, 24, generator=seeded(size)) for size in SIZES.values()]
+    offset = torch.randn(sum(SIZES.values()), generator=seeded(9)) if bias else None
+    layer = Linear(tuple(SIZES), weights, offset, "none")
+    for number, name in enumerate(adapted):
+        a = torch.randn(3, 24, generator=seeded(20 + number))
+        b = torch.randn(SIZES[name], 3, generator=seeded(30 + number))
+        layer.pairs[name] = LowRank(a, b, 1.7, number)
+    return layer
+
+
+def by_formula(
+    layer: Linear,
+    h: torch.Tensor,
+    factors: dict[str, tuple[torch.Tensor, torch.Tensor]],
+    dropout: Dropout | None,
+) -> torch.Tensor:
+    """W h + s B A h for each part, as the paper writes it."""
+    parts = []
+    for name, weight in zip(SIZES, layer.base.weight.split(list(SIZES.values())), strict=True):
+        part = h @ weight.t()
+        if name in factors:
+            a, b = factors[name]
+            dropped = h if dropout is None else dropout(h, layer.pairs[name].number)
+            part = part + 1.7 * (dropped @ a.t() @ b.t())
+        parts.append(part)
+    whole = torch.cat(parts, dim=1)
+    return whole if layer.bias is None else whole + layer.bias
+
+
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("adapted", [("q_proj", "v_proj"), ("q_proj", "k_proj", "v_proj"), ()])
+@pytest.mark.parametrize("dropped", [False, True])
+def test_gradients_are_those_of_the_plain_formula(
+    before: str, adapted: tuple[str, ...], dropped: bool
+) -> None:
+    stands, plain, width = BEFORE[before]
+    layer = fused(adapted, bias=before == "norm")
+    dropout = Dropout(0.3, 1, 2, rows=(4, 8), lengths=(10, 7)) if dropped else None
+    x = torch.randn(17, width, generator=seeded(1), requires_grad=True)
+    upstream = torch.randn(17, 40, generator=seeded(2))
+    y = layer(x, stands, dropout)
+    y.backward(upstream)
+
+    twin = x.detach().clone().requires_grad_()
+    factors = {
+        name: (pair.a.detach().clone().requires_grad_(), pair.b.detach().clone().requires_grad_())
+        for name, pair in layer.pairs.items()
+    }
+    wanted = by_formula(layer, plain(twin), factors, dropout)
+    wanted.backward(upstream)
+    assert torch.allclose(y, wanted, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(x.grad, twin.grad, rtol=1e-3, atol=2e-4)
+    for name, (a, b) in factors.items():
+        assert torch.allclose(layer.pairs[name].a.grad, a.grad, rtol=1e-3, atol=1e-3)
+        assert torch.allclose(layer.pairs[name].b.grad, b.grad, rtol=1e-3, atol=1e-3)
+
+
+def test_an_input_that_needs_no_gradient_gets_none() -> None:
+    """The first adapted layer: its factors learn, nothing is computed for what lies below."""
+    layer = fused(("v_proj",), bias=False)
+    layer.base.pullback = None  # calling it would fail
+    layer(torch.randn(5, 24, generator=seeded(1))).square().sum().backward()
+    assert layer.pairs["v_proj"].b.grad.abs().max() > 0
+
+
+def test_norm_alone_and_rotation_have_autograd_s_gradients() -> None:
+    x = torch.randn(7, 24, generator=seeded(1), requires_grad=True)
+    twin = x.detach().clone().requires_grad_()
+    norm()(x).square().sum().backward()
+    plain_norm(twin).square().sum().backward()
+    assert torch.allclose(x.grad, twin.grad, rtol=1e-4, atol=1e-4)
+
+    x = torch.randn(7, 3, 10, generator=seeded(2), requires_grad=True)
+    twin = x.detach().clone().requires_grad_()
+    angles = torch.arange(7.0)[:, None, None] * torch.tensor([1.0, 0.5, 0.2, 0.1, 0.03])
+    upstream = torch.randn(7, 3, 10, generator=seeded(3))
+    rotate(x, (angles.cos(), angles.sin())).backward(upstream)
+    pairs = torch.complex(twin[..., :5], twin[..., 5:]) * torch.polar(torch.ones(()), angles)
+    torch.cat([pairs.real, pairs.imag], dim=-1).backward(upstream)
+    assert torch.allclose(x.grad, twin.grad, rtol=1e-5, atol=1e-6)
 
 
 def test_dropout_keeps_the_mean_and_is_a_function_of_the_row() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from suri.errors import Corrupt, UsageError
 from suri.model.adapter import Adapter, read_adapter
 from suri.model.config import read_config
-from suri.model.linear import nf4_roundtrip
+from suri.model.storage import nf4_roundtrip
 from suri.model.tokenizer import FILE, SENTENCEPIECE, Tokenizer, read_tokenizer
 from suri.model.weights import base_identity, open_weights, recorded_base
 

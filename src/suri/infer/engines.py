@@ -101,7 +101,7 @@ def open_model(
     adapter = read_adapter(adapter_folder) if adapter_folder else None
     recorded = adapter.base if adapter else {}
     _warn_of_other_base(base, recorded)
-    storage = "int8" if load_8bit else quantize or recorded.get("quantize") or "none"
+    storage = "int8-weight" if load_8bit else quantize or recorded.get("quantize") or "none"
     place = choose_device(device)
     if dtype == "auto":
         dtype = "float32" if place == "cpu" else "bfloat16"

@@ -1,13 +1,16 @@
 """Attention over a flat stream of tokens: packed documents, or rows with a key-value cache."""
 
-from collections.abc import Sequence
-from typing import Protocol
+import math
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from suri.model.config import ModelConfig
+from suri.model.kernels import flash, flash_pullback, has_flash, varlen
 
 
 class Attend(Protocol):
@@ -27,35 +30,133 @@ class PackedAttention:
 
     def __init__(self, lengths: Sequence[int], window: int | None = None, prefix: int = 0) -> None:
         self.lengths, self.window, self.prefix = list(lengths), window, prefix
+        self.masks: dict[tuple[int, int], Tensor] = {}
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ARG002
         """Shapes as in Attend; one call of the fused kernel per document."""
-        sizes = [self.prefix, *self.lengths] if self.prefix else self.lengths
-        documents = list(zip(*(x.split(sizes) for x in (q, k, v)), strict=True))
-        if not self.prefix:
-            return torch.cat([self._one(*document) for document in documents])
-        (_, first_k, first_v), *own = documents
-        return torch.cat(
-            [
-                self._one(*documents[0]),
-                *(
-                    self._one(q, torch.cat([first_k, k]), torch.cat([first_v, v]))
-                    for q, k, v in own
-                ),
-            ]
-        )
+        if q.is_cuda and self.window is None and q.dtype in (torch.bfloat16, torch.float16):
+            return self._varlen(q, k, v)
+        if not q.is_cuda and has_flash():
+            return cast(Tensor, _Documents.apply(q, k, v, self))  # type: ignore[no-untyped-call]
+        parts = [
+            self._one(*document, self.mask_of(document[0], len(document[1])))
+            for document in self.documents(q, k, v)
+        ]
+        return torch.cat(parts)
 
-    def _one(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def documents(self, q: Tensor, k: Tensor, v: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Each document's own q [n, heads, d], and k and v [prefix + n, kv_heads, d]."""
+        if self.prefix:
+            yield q[: self.prefix], k[: self.prefix], v[: self.prefix]
+        start = self.prefix
+        for length in self.lengths:
+            own = slice(start, start + length)
+            if self.prefix:
+                keys = torch.cat([k[: self.prefix], k[own]])
+                values = torch.cat([v[: self.prefix], v[own]])
+                yield q[own], keys, values
+            else:
+                yield q[own], k[own], v[own]
+            start += length
+
+    def mask_of(self, q: Tensor, keys: int) -> Tensor | None:
+        """0 where a query may see a key, else -inf, [n, keys]; None where it is plainly causal."""
+        own = len(q)
+        if own == keys and (self.window is None or keys <= self.window):
+            return None
+        if (own, keys) not in self.masks:
+            place = torch.arange(keys, device=q.device)
+            seen = visible(place[keys - own :], place, self.window)
+            mask = torch.zeros(own, keys, dtype=q.dtype, device=q.device)
+            self.masks[own, keys] = mask.masked_fill_(~seen, -math.inf)
+        return self.masks[own, keys]
+
+    def _one(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """The last tokens of a document, [n, heads, d], over all of it, [length, kv_heads, d]."""
-        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-        own, length = q.shape[2], k.shape[2]
-        if own < length or (self.window is not None and length > self.window):
-            place = torch.arange(length, device=q.device)
-            mask = visible(place[length - own :], place, self.window)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
-        else:
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        q, k, v = (_headed(x) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+        )
         return out.squeeze(0).transpose(0, 1)
+
+    def _varlen(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """All documents in one call on a GPU; the prefix is a document, and copied before each."""
+        if not hasattr(self, "varlen"):
+            self.varlen = Varlen(self.lengths, self.prefix, q.device)
+        return self.varlen(q, k, v)
+
+
+def _headed(x: Tensor) -> Tensor:
+    """[n, heads, d] as [1, heads, n, d]."""
+    return x.transpose(0, 1).unsqueeze(0)
+
+
+class _Documents(torch.autograd.Function):
+    """PackedAttention on a CPU: one result and one gradient for all documents, no copies kept."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, packed: PackedAttention) -> Tensor:
+        mixed = torch.empty_like(q)
+        log_sums, start = [], 0
+        for document in packed.documents(q, k, v):
+            mask = packed.mask_of(document[0], len(document[1]))
+            q_own, k_own, v_own = (_headed(x) for x in document)
+            out, log_sum = flash(q_own, k_own, v_own, mask)
+            mixed[start : start + len(document[0])] = out[0].transpose(0, 1)
+            log_sums.append(log_sum)
+            start += len(document[0])
+        ctx.packed = packed
+        ctx.save_for_backward(q, k, v, mixed, *log_sums)
+        return mixed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        (gradient,), (q, k, v, mixed, *log_sums), packed = gradients, ctx.saved_tensors, ctx.packed
+        dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
+        prefix, start = packed.prefix, 0
+        for document, log_sum in zip(packed.documents(q, k, v), log_sums, strict=True):
+            own = slice(start, start + len(document[0]))
+            found = flash_pullback(
+                _headed(gradient[own]),
+                tuple(_headed(x) for x in document),
+                (_headed(mixed[own]), log_sum),
+                packed.mask_of(document[0], len(document[1])),
+            )
+            for whole, part in zip((dq, dk, dv), found, strict=True):
+                tokens = part[0].transpose(0, 1)
+                shared = len(tokens) - len(document[0])
+                whole[own] = tokens[shared:]
+                if shared:
+                    whole[:prefix] += tokens[:shared]
+            start = own.stop
+        return dq, dk, dv, None
+
+
+class Varlen:
+    """Every document of a stream in one call; lengths and places are made once, on the host."""
+
+    def __init__(self, lengths: Sequence[int], prefix: int, device: torch.device) -> None:
+        queries = [prefix, *lengths] if prefix else [*lengths]
+        keys = [prefix, *(prefix + length for length in lengths)] if prefix else queries
+        self.longest = max(queries), max(keys)
+        ends = [torch.tensor([0, *accumulate(sizes)]) for sizes in (queries, keys)]
+        self.ends = [end.to(device, torch.int32) for end in ends]
+        self.places = _with_prefix(lengths, prefix).to(device) if prefix else None
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Shapes as in Attend."""
+        if self.places is not None:
+            k, v = k[self.places], v[self.places]
+        return varlen(q, k, v, self.ends, self.longest)
+
+
+def _with_prefix(lengths: Sequence[int], prefix: int) -> Tensor:
+    """Places in the stream of each document's keys: the prefix, and prefix and own for each."""
+    shared, start, places = range(prefix), prefix, [*range(prefix)]
+    for length in lengths:
+        places += [*shared, *range(start, start + length)]
+        start += length
+    return torch.tensor(places)
 
 
 def visible(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:

@@ -10,26 +10,12 @@ from torch import Tensor, nn
 
 from suri.model.attention import Attend
 from suri.model.config import ModelConfig
+from suri.model.elementwise import Norm, SwiGLU, rotate
+from suri.model.kernels import keep_memory, product
 from suri.model.linear import Dropout, Linear, LowRank
 from suri.model.vector_math import settle
 
-
-class Norm(nn.Module):
-    """Root-mean-square norm in fp32 (Zhang and Sennrich, 2019, arXiv:1910.07467)."""
-
-    weight: Tensor
-
-    def __init__(self, weight: Tensor, eps: float) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight)
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., size] gives the same shape and dtype."""
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        normed: Tensor = self.weight * wide.to(x.dtype)
-        return normed
+SWIGLU = SwiGLU()
 
 
 class Layer(nn.Module):
@@ -48,29 +34,34 @@ class Layer(nn.Module):
         x: Tensor,
         rotation: tuple[Tensor, Tensor],
         attend: Attend,
-        dropout: Dropout | None,
         head_dim: int,
+        dropout: Dropout | None = None,
+        kept: Tensor | None = None,
     ) -> Tensor:
-        """x [T, hidden] gives [T, hidden]; `rotation` is (cos, sin), each [T, 1, head_dim]."""
-        parts = self.qkv(self.input_norm(x), dropout)
-        q, k, v = (part.unflatten(-1, (-1, head_dim)) for part in parts)
+        """x [T, hidden] gives [T, hidden]; `rotation` is (cos, sin), each [T, 1, head_dim / 2].
+
+        With `kept`, indices [N], only those tokens' results are made, [N, hidden].
+        """
+        q, k, v = self._heads(x, rotation, head_dim, dropout)
+        mixed = attend(self.number, q, k, v).flatten(1)
+        if kept is not None:
+            x, mixed = x[kept], mixed[kept]
+        x = x + self.o(mixed, dropout=dropout)
+        gate_up = self.gate_up(x, self.mlp_norm, dropout)
+        return cast(Tensor, x + self.down(gate_up, SWIGLU, dropout))
+
+    def _heads(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], head_dim: int, dropout: Dropout | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q [T, heads, d], k and v [T, kv_heads, d]; q and k turned."""
+        qkv = self.qkv(x, self.input_norm, dropout).unflatten(-1, (-1, head_dim))
+        heads, kv_heads, _ = (size // head_dim for size in self.qkv.sizes)
+        turning, v = qkv.split([heads + kv_heads, kv_heads], dim=1)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        mixed = attend(self.number, rotate(q, rotation), rotate(k, rotation), v)
-        x = x + self.o(mixed.flatten(1), dropout)[0]
-        gate, up = self.gate_up(self.mlp_norm(x), dropout)
-        (down,) = self.down(F.silu(gate) * up, dropout)
-        return x + cast(Tensor, down)
-
-
-def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn pairs (i, i + d/2) of x [T, heads, d] by their position's angles.
-
-    Rotary embedding (Su et al., 2021, arXiv:2104.09864) in the half-split layout of HF weights.
-    """
-    cos, sin = rotation
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+            q, k = turning.split([heads, kv_heads], dim=1)
+            turning = torch.cat([self.q_norm(q), self.k_norm(k)], dim=1)
+        q, k = rotate(turning, rotation).split([heads, kv_heads], dim=1)
+        return q, k, v
 
 
 def rotary_frequencies(config: ModelConfig) -> Tensor:
@@ -94,6 +85,14 @@ def rotary_frequencies(config: ModelConfig) -> Tensor:
     return (1 - smooth) * frequencies / factor + smooth * frequencies
 
 
+def rotation_of(
+    positions: Tensor, frequencies: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of each token's angles, each [T, 1, head_dim / 2]."""
+    angles = (positions.unsqueeze(-1).float() * frequencies).unsqueeze(1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
 class Decoder(nn.Module):
     """The whole model, frozen but for the low-rank pairs in its linears."""
 
@@ -111,24 +110,35 @@ class Decoder(nn.Module):
         self.register_buffer("embedding", embedding)
         self.register_buffer("head", head)
         settle()
+        keep_memory()
         frequencies = rotary_frequencies(config).to(embedding.device)
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(
-        self, ids: Tensor, positions: Tensor, attend: Attend, dropout: Dropout | None = None
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        dropout: Dropout | None = None,
+        kept: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states [T, hidden] before the last norm, of ids and positions int64 [T]."""
+        """Hidden states [T, hidden] before the last norm, of ids and positions int64 [T].
+
+        With `kept`, indices [N], those of these tokens alone, [N, hidden]: the last layer then
+        leaves out what only the others need (not with dropout, which is drawn for whole rows).
+        """
         x = F.embedding(ids, self.embedding)
-        angles = positions.unsqueeze(-1).float() * self.frequencies
-        angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)
-        rotation = (angles.cos().to(x.dtype), angles.sin().to(x.dtype))
-        for layer in self.layers:
-            x = layer(x, rotation, attend, dropout, self.config.head_dim)
-        return x
+        rotation = rotation_of(positions, self.frequencies, x.dtype)
+        *layers, last = self.layers
+        for layer in layers:
+            x = layer(x, rotation, attend, self.config.head_dim, dropout)
+        if kept is None or dropout is None:
+            return cast(Tensor, last(x, rotation, attend, self.config.head_dim, dropout, kept))
+        return cast(Tensor, last(x, rotation, attend, self.config.head_dim, dropout))[kept]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores [N, vocab] of the next token, in fp32 at least, of hidden [N, hidden]."""
-        scores = F.linear(self.norm(hidden), self.head)
+        scores = product(self.norm(hidden), self.head)
         return scores if scores.dtype == torch.float64 else scores.float()
 
     def linears(self) -> Iterator[tuple[str, Linear, str]]:

@@ -1,123 +1,18 @@
-"""Frozen linear layers: dense, int8 or nf4 storage behind one interface, low-rank pairs on top."""
+"""A frozen linear layer, or several fused, with low-rank pairs on top and its gradient by hand."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from suri.errors import UsageError
+from suri.model.elementwise import Before, Unchanged
+from suri.model.kernels import product
 from suri.model.lora import low_rank
+from suri.model.storage import STORAGE, Storage
 
-NF4_BLOCK = 64
-"""Weights that share one scale; QLoRA's block size (Dettmers et al., 2023, arXiv:2305.14314)."""
-
-
-class Dense(nn.Module):
-    """A frozen weight [out, in] as it is."""
-
-    weight: Tensor
-
-    def __init__(self, parts: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.register_buffer("weight", parts[0] if len(parts) == 1 else torch.cat(list(parts)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [T, in] gives [T, out]."""
-        return F.linear(x, self.weight)
-
-
-class Int8(nn.Module):
-    """A frozen weight as int8 with one scale per output row; products run in x's dtype."""
-
-    weight: Tensor
-    scale: Tensor
-
-    def __init__(self, parts: Sequence[Tensor]) -> None:
-        super().__init__()
-        pairs = [quantize_int8(part) for part in parts]
-        self.register_buffer("weight", torch.cat([weight for weight, _ in pairs]))
-        self.register_buffer("scale", torch.cat([scale for _, scale in pairs]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [T, in] gives [T, out]."""
-        return F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
-
-
-def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Round weight [out, in] to int8 by each row's largest entry; gives it and scale [out]."""
-    scale = weight.float().abs().amax(dim=1).clamp(min=1e-12) / 127
-    return (weight.float() / scale.unsqueeze(1)).round().to(torch.int8), scale
-
-
-class NF4(nn.Module):
-    """A frozen weight in 4-bit NormalFloat with double quantisation, dequantised for each product.
-
-    Each part is quantised by itself, so that fusing layers never changes their values.
-    """
-
-    def __init__(self, parts: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.packed = [quantize_nf4(part) for part in parts]
-
-    def dense(self) -> Tensor:
-        """The weight [out, in] that the products use."""
-        return torch.cat([dequantize_nf4(part) for part in self.packed])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [T, in] gives [T, out]."""
-        return cast(Tensor, _NF4Product.apply(x, self))  # type: ignore[no-untyped-call]
-
-
-class _NF4Product(torch.autograd.Function):
-    """x W^T with W dequantised again for the backward pass instead of being kept."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, frozen: NF4) -> Tensor:
-        ctx.frozen = frozen
-        return F.linear(x, frozen.dense().to(x.dtype))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
-        (gradient,) = gradients
-        return gradient @ ctx.frozen.dense().to(gradient.dtype), None
-
-
-def quantize_nf4(weight: Tensor) -> tuple[Tensor, Any]:
-    """Quantise [out, in] with bitsandbytes: NF4 in blocks of 64, scales themselves in 8 bits."""
-    try:
-        from bitsandbytes import functional
-    except ImportError:
-        raise UsageError(
-            "4-bit weights need the package bitsandbytes", do="pip install bitsandbytes"
-        ) from None
-    return cast(
-        tuple[Tensor, Any],
-        functional.quantize_4bit(
-            weight.contiguous(), blocksize=NF4_BLOCK, compress_statistics=True, quant_type="nf4"
-        ),
-    )
-
-
-def dequantize_nf4(packed: tuple[Tensor, Any]) -> Tensor:
-    """The values [out, in] that `quantize_nf4` kept, in the dtype it was given."""
-    from bitsandbytes import functional
-
-    return cast(Tensor, functional.dequantize_4bit(*packed))
-
-
-def nf4_roundtrip(weight: Tensor) -> Tensor:
-    """The weight as a model in nf4 sees it: quantised and dequantised, same shape and dtype."""
-    return dequantize_nf4(quantize_nf4(weight))
-
-
-STORAGE: dict[str, type[Dense] | type[Int8] | type[NF4]] = {
-    "none": Dense,
-    "int8": Int8,
-    "nf4": NF4,
-}
+UNCHANGED = Unchanged()
 
 
 @dataclass(frozen=True)
@@ -125,7 +20,7 @@ class Dropout:
     """Which inputs of the adapter are dropped, as a function of the row and never of the batch.
 
     Masks are drawn for a whole document from (seed, step, row, module), so that cutting a batch
-    into other micro-batches changes nothing.
+    into other micro-batches changes nothing, and drawing them again gives the same ones.
     """
 
     probability: float
@@ -156,10 +51,9 @@ class LowRank(nn.Module):
         self.a, self.b = nn.Parameter(a), nn.Parameter(b)
         self.scaling, self.number = scaling, number
 
-    def forward(self, x: Tensor, dropout: Dropout | None) -> Tensor:
-        """x [T, in] gives the delta [T, out]."""
-        x = x if dropout is None else dropout(x, self.number)
-        return low_rank(F.linear(x, self.a.to(x.dtype)), self.b.to(x.dtype), self.scaling)
+    def inputs(self, h: Tensor, dropout: Dropout | None) -> Tensor:
+        """What A is multiplied with."""
+        return h if dropout is None else dropout(h, self.number)
 
 
 class Linear(nn.Module):
@@ -177,17 +71,91 @@ class Linear(nn.Module):
         super().__init__()
         self.names = tuple(names)
         self.sizes = tuple(len(weight) for weight in weights)
-        self.base = STORAGE[quantize](weights)
+        self.base: Storage = STORAGE[quantize](weights)
         self.register_buffer("bias", bias)
         self.pairs = nn.ModuleDict()
 
-    def forward(self, x: Tensor, dropout: Dropout | None = None) -> tuple[Tensor, ...]:
-        """x [T, in] gives one [T, out] for each part."""
-        y = self.base(x)
-        if self.bias is not None:
-            y = y + self.bias
-        parts = y.split(self.sizes, dim=-1)
-        return tuple(
-            part + self.pairs[name](x, dropout) if name in self.pairs else part
-            for name, part in zip(self.names, parts, strict=True)
-        )
+    def forward(
+        self, x: Tensor, before: Before = UNCHANGED, dropout: Dropout | None = None
+    ) -> Tensor:
+        """The parts side by side, [T, sum of outs], of h = before(x), [T, in]."""
+        placed = [
+            (cast(LowRank, self.pairs[name]), slice(end - size, end))
+            for name, size, end in zip(self.names, self.sizes, _ends(self.sizes), strict=True)
+            if name in self.pairs
+        ]
+        factors = [factor for pair, _ in placed for factor in (pair.a, pair.b)]
+        if torch.is_grad_enabled() and (x.requires_grad or any(f.requires_grad for f in factors)):
+            call = _Call(self, before, dropout, placed)
+            return cast(Tensor, _Product.apply(x, call, *factors))  # type: ignore[no-untyped-call]
+        return _Call(self, before, dropout, placed).value(x)[0]
+
+
+def _ends(sizes: Sequence[int]) -> list[int]:
+    return [sum(sizes[: i + 1]) for i in range(len(sizes))]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One use of a linear: what stands before it, and its pairs with their columns of y."""
+
+    linear: Linear
+    before: Before
+    dropout: Dropout | None
+    placed: list[tuple[LowRank, slice]]
+
+    def value(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """y [T, out], and each pair's projection [T, r]."""
+        h = self.before.value(x)
+        y = self.linear.base.product(h)
+        if self.linear.bias is not None:
+            y += self.linear.bias
+        projected = [
+            product(pair.inputs(h, self.dropout), pair.a.to(h.dtype)) for pair, _ in self.placed
+        ]
+        for (pair, columns), thin in zip(self.placed, projected, strict=True):
+            low_rank(thin, pair.b.to(h.dtype), pair.scaling, onto=y[:, columns])
+        return y, projected
+
+
+class _Product(torch.autograd.Function):
+    """Keeps x and the thin projections; h = before(x) is computed again in the backward pass.
+
+    With e = h A^T, y = h W^T + s e B^T and g the gradient of y, d = s g B is the gradient of e:
+    dB = s g^T e, dA = d^T h, dh = g W + d A. W is frozen and has none.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, call: _Call, *factors: Tensor) -> Tensor:  # noqa: ARG004
+        y, projected = call.value(x)
+        ctx.call = call
+        ctx.save_for_backward(x, *projected)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,), (x, *projected), call = gradients, ctx.saved_tensors, ctx.call
+        wanted = ctx.needs_input_grad[0]
+        dh = call.linear.base.pullback(gradient) if wanted else None
+        h = call.before.value(x) if call.placed else None
+        found: list[Tensor | None] = []
+        for (pair, columns), thin in zip(call.placed, projected, strict=True):
+            part, a = gradient[:, columns], pair.a.to(gradient.dtype)
+            slope = low_rank(part, pair.b.to(gradient.dtype).t(), pair.scaling)
+            inputs = pair.inputs(h, call.dropout)
+            # e^T g, not g^T e: thin matrices on the left multiply several times faster.
+            found += [slope.t() @ inputs, (thin.t() @ part).t() * pair.scaling]
+            if dh is not None:
+                _add_pulled(dh, slope, a, pair, call.dropout)
+        dx = None if dh is None else call.before.pullback(x, dh)
+        return (dx, None, *(None if f is None else f.float() for f in found))
+
+
+def _add_pulled(
+    dh: Tensor, slope: Tensor, a: Tensor, pair: LowRank, dropout: Dropout | None
+) -> None:
+    """Add the pair's part of the input's gradient, d A, through its dropout mask."""
+    if dropout is None:
+        dh.addmm_(slope, a)
+    else:
+        dh += dropout(slope @ a, pair.number)

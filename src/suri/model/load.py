@@ -1,16 +1,21 @@
 """Building the decoder from a base's weights, on the device and in the storage asked for."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from suri.errors import Corrupt, UsageError
 from suri.model.adapter import Adapter
+from suri.model.attention import PackedAttention
 from suri.model.config import ModelConfig, read_config
-from suri.model.decoder import Decoder, Layer, Norm
+from suri.model.decoder import Decoder, Layer, rotary_frequencies, rotation_of
+from suri.model.elementwise import Norm
 from suri.model.linear import Linear
+from suri.model.storage import Int8, Watched
 from suri.model.weights import open_weights
 
 
@@ -37,15 +42,22 @@ def load_decoder(
     device: torch.device | str = "cpu",
     adapter: Adapter | None = None,
     weights: Mapping[str, Tensor] | None = None,
+    probe: Tensor | None = None,
 ) -> Decoder:
     """Build the decoder of `folder`, its linears stored as `quantize` says, adapter attached.
 
-    Norms, embedding and head stay in `dtype`; an adapter stays in fp32.
+    Norms, embedding and head stay in `dtype`; an adapter stays in fp32. Layers are quantised one
+    after the other, so that one of them at most is held in `dtype`. `probe`, ids int64 [T], flow
+    through the layers of an int8 model as it is built: inputs that they show to be outliers stay
+    exact.
     """
     config = read_config(folder)
     source = _Typed(weights or open_weights(folder), config, folder, dtype, device)
-    layers = [_layer(number, source, quantize) for number in range(config.num_layers)]
     embedding = source("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
+    if quantize == "int8" and probe is not None:
+        layers = list(_calibrated_layers(source, F.embedding(probe, embedding)))
+    else:
+        layers = [_layer(number, source, quantize) for number in range(config.num_layers)]
     head = embedding
     if not config.tied_head:
         head = source("lm_head.weight", (config.vocab_size, config.hidden_size))
@@ -80,6 +92,22 @@ class _Typed:
                 found=f"{list(tensor.shape)} where {list(shape)} is needed",
             )
         return tensor.to(device=self.device, dtype=self.dtype)
+
+
+@torch.no_grad()
+def _calibrated_layers(source: _Typed, x: Tensor) -> Iterator[Layer]:
+    """Layers in int8, each quantised after x [T, hidden] went through it as it was."""
+    attend = PackedAttention([len(x)], source.config.sliding_window)
+    positions = torch.arange(len(x), device=x.device)
+    frequencies = rotary_frequencies(source.config).to(x.device)
+    rotation = rotation_of(positions, frequencies, x.dtype)
+    for number in range(source.config.num_layers):
+        layer = _layer(number, source, "watched")
+        x = layer(x, rotation, attend, source.config.head_dim)
+        for linear in (layer.qkv, layer.o, layer.gate_up, layer.down):
+            watched = cast(Watched, linear.base)
+            linear.base = Int8([watched.weight], watched.largest)
+        yield layer
 
 
 def _layer(number: int, source: _Typed, quantize: str) -> Layer:

@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 
-def low_rank(projected: Tensor, b: Tensor, scaling: float) -> Tensor:
-    """The delta, for activations and for weights: scaling * projected B^T.
+def low_rank(projected: Tensor, b: Tensor, scaling: float, onto: Tensor | None = None) -> Tensor:
+    """The delta, for activations and for weights: scaling * projected B^T, [..., out].
 
     `projected` is x A^T, shape [..., r]; or A^T itself, shape [in, r], for the transposed delta
-    of the weight (x is then the identity). `b` is [out, r]; gives [..., out].
+    of the weight (x is then the identity). `b` is [out, r]. With `onto` [T, out] the delta is
+    added to it in place.
     """
+    if onto is not None:
+        return onto.addmm_(projected, b.t(), alpha=scaling)
     return (projected @ b.t()) * scaling
 
 

@@ -3,12 +3,12 @@
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from suri.data.batch import Batch
 from suri.model.attention import PackedAttention
 from suri.model.decoder import Decoder
+from suri.model.kernels import product
 from suri.model.linear import Dropout
 
 CHUNK_BYTES = 64_000_000
@@ -23,17 +23,19 @@ def summed_loss(
     Only the rows of learned tokens reach the last norm and the head.
     """
     learned, targets = learned_rows(batch, decoder.embedding.device)
-    hidden = hidden_states(decoder, batch, dropout)
-    loss = head_loss(decoder.norm(hidden[learned]), decoder.head, targets)
+    hidden = hidden_states(decoder, batch, dropout, learned)
+    loss = head_loss(decoder.norm(hidden), decoder.head, targets)
     return loss, batch.learned_tokens
 
 
-def hidden_states(decoder: Decoder, batch: Batch, dropout: Dropout | None = None) -> Tensor:
-    """Hidden states [T, hidden] of a packed batch, each document by itself."""
+def hidden_states(
+    decoder: Decoder, batch: Batch, dropout: Dropout | None = None, kept: Tensor | None = None
+) -> Tensor:
+    """Hidden states [T, hidden] of a packed batch, each document by itself; of `kept` alone [N]."""
     device = decoder.embedding.device
     attend = PackedAttention(batch.lengths, decoder.config.sliding_window, batch.prefix)
     ids, positions = (torch.from_numpy(x).to(device) for x in (batch.ids, batch.positions))
-    return cast(Tensor, decoder(ids, positions, attend, dropout))
+    return cast(Tensor, decoder(ids, positions, attend, dropout, kept))
 
 
 def learned_rows(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -62,14 +64,16 @@ class _HeadLoss(torch.autograd.Function):
         gradient = torch.empty_like(normed) if ctx.needs_input_grad[0] else None
         for start in range(0, len(targets), chunk):
             part = slice(start, start + chunk)
-            scores = F.linear(normed[part], head).to(wide)
             wanted = targets[part].unsqueeze(1)
-            log_total = scores.logsumexp(dim=1, keepdim=True)
-            total += (log_total - scores.gather(1, wanted)).sum()
+            scores = product(normed[part], head).to(wide)
+            likeliest, place = scores.max(dim=1, keepdim=True)
+            asked = scores.gather(1, wanted)
+            chances = torch.softmax(scores, dim=1, out=scores)
+            # ln sum exp(s) = max - ln p(max): p(max) is never so small that its logarithm is lost.
+            total += (likeliest - chances.gather(1, place).log() - asked).sum()
             if gradient is not None:
-                slope = scores.sub_(log_total).exp_()
-                slope.scatter_add_(1, wanted, slope.new_full(wanted.shape, -1.0))
-                gradient[part] = slope.to(head.dtype) @ head
+                chances.scatter_add_(1, wanted, chances.new_full(wanted.shape, -1.0))
+                gradient[part] = product(chances.to(head.dtype), head.t())
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return total

@@ -1,0 +1,139 @@
+"""What a layer computes between its products, each with its gradient by hand.
+
+Autograd would keep several copies of every activation; here nothing is kept but the input, and the
+values are computed again in the backward pass, which costs less than keeping them.
+"""
+
+from typing import Any, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Before(Protocol):
+    """What stands before a product: a cheap function of its input."""
+
+    def value(self, x: Tensor) -> Tensor:
+        """The product's input [T, in] from x."""
+        ...
+
+    def pullback(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient of x, of x's shape, given that of the value."""
+        ...
+
+
+class Unchanged:
+    """Nothing stands before the product."""
+
+    def value(self, x: Tensor) -> Tensor:
+        """x itself."""
+        return x
+
+    def pullback(self, x: Tensor, gradient: Tensor) -> Tensor:  # noqa: ARG002
+        """The gradient itself."""
+        return gradient
+
+
+class Norm(nn.Module):
+    """Root-mean-square norm in fp32 (Zhang and Sennrich, 2019, arXiv:1910.07467).
+
+    y = w * x / rms(x); with n = x / rms(x) the gradient of x is (w g - n * mean(w g n)) / rms(x).
+    """
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., size] gives the same shape and dtype."""
+        if not x.requires_grad:
+            return self.value(x)
+        return cast(Tensor, _Apply.apply(x, self))  # type: ignore[no-untyped-call]
+
+    def value(self, x: Tensor) -> Tensor:
+        """As forward, without a gradient."""
+        normed, _ = self._normed(x)
+        return self.weight * normed.to(x.dtype)
+
+    def pullback(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """As in Before."""
+        normed, inverse = self._normed(x)
+        weighted = (gradient * self.weight).float()
+        mean = (weighted * normed).mean(-1, keepdim=True)
+        return weighted.sub_(normed.mul_(mean)).mul_(inverse).to(x.dtype)
+
+    def _normed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        wide = x.float()
+        inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return wide * inverse, inverse
+
+
+class SwiGLU:
+    """silu(gate) * up of x = (gate, up) side by side (Shazeer, 2020, arXiv:2002.05202)."""
+
+    def value(self, x: Tensor) -> Tensor:
+        """x [T, 2 * inner] gives [T, inner]."""
+        gate, up = x.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    def pullback(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """As in Before."""
+        gate, up = x.chunk(2, dim=-1)
+        result = torch.empty_like(x)
+        for_gate, for_up = result.chunk(2, dim=-1)
+        torch.mul(F.silu(gate), gradient, out=for_up)
+        for_gate.copy_(torch.ops.aten.silu_backward(gradient * up, gate))
+        return result
+
+
+class _Apply(torch.autograd.Function):
+    """The value of a `Before`, standing alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, before: Before) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.before = before
+        return before.value(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return ctx.before.pullback(x, gradients[0]), None
+
+
+def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn pairs (i, i + d/2) of x [T, heads, d] by their position's angles.
+
+    `rotation` is (cos, sin), each [T, 1, d/2]. Rotary embedding (Su et al., 2021,
+    arXiv:2104.09864) in the half-split layout of HF weights.
+    """
+    cos, sin = rotation
+    if not x.requires_grad:
+        return _turned(x, cos, sin)
+    return cast(Tensor, _Rotation.apply(x, cos, sin))  # type: ignore[no-untyped-call]
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    result = torch.empty_like(x)
+    (a, b), (first, second) = x.chunk(2, dim=-1), result.chunk(2, dim=-1)
+    torch.mul(a, cos, out=first).addcmul_(b, sin, value=-1)
+    torch.mul(b, cos, out=second).addcmul_(a, sin)
+    return result
+
+
+class _Rotation(torch.autograd.Function):
+    """Backward turns the gradient the other way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turned(gradients[0], cos, -sin), None, None

@@ -1,0 +1,115 @@
+"""The operators that torch does not document, each with a plain way to the same result."""
+
+import ctypes
+import functools
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+KEPT_BYTES = 1 << 30
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""glibc's names in malloc.h."""
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x [T, in] times weight [out, in] transposed gives [T, out]; either may be a view.
+
+    In fp32 on processors that are not Intel's, oneDNN multiplies: MKL, torch's usual way, leaves
+    their wide registers unused (on a Zen 5 with AVX-512 it reached 215 GFLOP/s, oneDNN 480).
+    """
+    if x.dtype == torch.float32 and x.device.type == "cpu" and _onednn_multiplies():
+        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""))
+    return F.linear(x, weight)
+
+
+@functools.cache
+def _onednn_multiplies() -> bool:
+    if not (
+        torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    ):
+        return False
+    try:
+        return "GenuineIntel" not in Path("/proc/cpuinfo").read_text(
+            encoding="ascii", errors="replace"
+        )
+    except OSError:
+        return False
+
+
+def int8_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x int8 [T, in] times weight int8 [in, out] gives int32 [T, out], exactly.
+
+    Runs on the processor's dot products of bytes (VNNI) where it has them.
+    """
+    return torch._int_mm(x, weight)
+
+
+def has_flash() -> bool:
+    """Whether `flash` and `flash_pullback` exist; torch's public attention is the other way."""
+    return hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward")
+
+
+def flash(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Attention of q [1, heads, n, d] over k, v [1, kv_heads, m, d] on a CPU, causal without mask.
+
+    Gives the mixed values and the logarithm of each row's sum, which `flash_pullback` needs.
+    """
+    operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    mixed, log_sums = operator(q, k, v, 0.0, mask is None, attn_mask=mask)
+    return mixed, log_sums
+
+
+def flash_pullback(
+    gradient: Tensor,
+    inputs: tuple[Tensor, ...],
+    outputs: tuple[Tensor, Tensor],
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v, given that of the mixed values; shapes as in `flash`."""
+    operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    dq, dk, dv = operator(gradient, *inputs, *outputs, 0.0, mask is None, attn_mask=mask)
+    return dq, dk, dv
+
+
+def varlen(
+    q: Tensor, k: Tensor, v: Tensor, ends: Sequence[Tensor], longest: tuple[int, int]
+) -> Tensor:
+    """Causal attention of documents laid end to end, on a GPU; with a gradient.
+
+    q [T, heads, d]; k, v [S, kv_heads, d]; ends: int32 [documents + 1] of queries and of keys.
+    Where a document has more keys than queries, its queries are the last ones. Keys and values
+    are repeated where torch's kernel does not take fewer heads of them (before 2.12).
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    parameters = inspect.signature(varlen_attn).parameters
+    options: dict[str, Any] = (
+        {"is_causal": True} if "is_causal" in parameters else {"window_size": (-1, 0)}
+    )
+    if "enable_gqa" in parameters:
+        options["enable_gqa"] = True
+    elif q.shape[1] != k.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    (for_queries, for_keys), (most_queries, most_keys) = ends, longest
+    mixed = varlen_attn(q, k, v, for_queries, for_keys, most_queries, most_keys, **options)
+    return cast(Tensor, mixed)
+
+
+@functools.cache
+def keep_memory() -> None:
+    """Let the C library keep freed memory up to a limit instead of giving it back at once.
+
+    Each step frees and asks for the same blocks; touching fresh pages costs more than the
+    arithmetic of an elementwise pass. Does nothing where the C library is not glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+    mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)

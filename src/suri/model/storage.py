@@ -1,0 +1,205 @@
+"""How a frozen weight is stored and multiplied: dense, int8 or nf4, behind one interface."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from suri.errors import UsageError
+from suri.model.kernels import int8_product, product
+
+NF4_BLOCK = 64
+"""Weights that share one scale; QLoRA's block size (Dettmers et al., 2023, arXiv:2305.14314)."""
+OUTLIER = 8.0
+"""A column whose largest entry is this many times the columns' median stays exact."""
+MOST_OUTLIERS = 1 / 32
+"""The share of columns that may stay exact; the largest ones do."""
+
+
+class Storage(Protocol):
+    """A frozen weight [out, in] that can be multiplied from both sides."""
+
+    def product(self, x: Tensor) -> Tensor:
+        """x [T, in] gives x W^T, a new tensor [T, out]."""
+        ...
+
+    def pullback(self, gradient: Tensor) -> Tensor:
+        """The gradient of x, a new tensor [T, in], given that of the product [T, out]."""
+        ...
+
+
+class Dense(nn.Module):
+    """A frozen weight as it is."""
+
+    weight: Tensor
+
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.register_buffer("weight", weights[0] if len(weights) == 1 else torch.cat([*weights]))
+
+    def product(self, x: Tensor) -> Tensor:
+        """As in Storage."""
+        return product(x, self.weight)
+
+    def pullback(self, gradient: Tensor) -> Tensor:
+        """As in Storage."""
+        return product(gradient, self.weight.t())
+
+
+class Watched(Dense):
+    """A dense weight that remembers the largest entry of each column of what it is given."""
+
+    largest: Tensor | None = None
+
+    def product(self, x: Tensor) -> Tensor:
+        """As in Storage."""
+        largest = x.abs().amax(dim=0)
+        self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
+        return super().product(x)
+
+
+class Int8Weight(nn.Module):
+    """A frozen weight as int8 with one scale per output row; products run in x's dtype."""
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        super().__init__()
+        pairs = [quantize_int8(weight) for weight in weights]
+        self.register_buffer("weight", torch.cat([weight for weight, _ in pairs]))
+        self.register_buffer("scale", torch.cat([scale for _, scale in pairs]).squeeze(1))
+
+    def product(self, x: Tensor) -> Tensor:
+        """As in Storage."""
+        return F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
+
+    def pullback(self, gradient: Tensor) -> Tensor:
+        """As in Storage."""
+        return (gradient * self.scale.to(gradient.dtype)) @ self.weight.to(gradient.dtype)
+
+
+class Int8(nn.Module):
+    """A frozen weight as int8, multiplied in int8: each token is quantised by its largest entry.
+
+    y = s_x * s_w * (x8 W8^T), the sums exact in int32. Backward multiplies by the same W8: the
+    gradient takes s_w in before it is quantised. Input columns with outliers, in the weight or in
+    `inputs` [in] (the largest entries that were seen), are multiplied in full precision
+    (Dettmers et al., 2022, arXiv:2208.07339); they would leave the others no digits.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    columns: Tensor
+    exact: Tensor
+
+    def __init__(self, weights: Sequence[Tensor], inputs: Tensor | None = None) -> None:
+        super().__init__()
+        whole = torch.cat([*weights]) if len(weights) > 1 else weights[0].clone()
+        outlying = outliers(whole.abs().amax(dim=0).float())
+        if inputs is not None:
+            outlying = outlying | outliers(inputs.float())
+        columns = outlying.nonzero().squeeze(1)
+        self.register_buffer("columns", columns)
+        self.register_buffer("exact", whole[:, columns].contiguous())
+        whole[:, columns] = 0
+        weight, scale = quantize_int8(whole)
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale.squeeze(1))
+
+    def product(self, x: Tensor) -> Tensor:
+        """As in Storage."""
+        y = self._scaled(x, self.weight.t(), hidden=self.columns).mul_(self.scale)
+        if len(self.columns):
+            y.addmm_(x[:, self.columns], self.exact.t())
+        return y
+
+    def pullback(self, gradient: Tensor) -> Tensor:
+        """As in Storage."""
+        dx = self._scaled(gradient * self.scale, self.weight)
+        if len(self.columns):
+            dx[:, self.columns] = gradient @ self.exact
+        return dx
+
+    def _scaled(self, x: Tensor, weight: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """x @ weight in int8, fp32; `hidden` columns of x do not take part (their weight is 0)."""
+        if hidden is not None and len(hidden):
+            x = x.index_fill(1, hidden, 0)
+        packed, scale = quantize_int8(x)
+        return int8_product(packed, weight).to(torch.float32).mul_(scale)
+
+
+def quantize_int8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Round x [rows, n] to int8 by each row's largest entry; gives it and scale [rows, 1], fp32."""
+    scale = x.abs().amax(dim=1, keepdim=True).float().clamp_(min=1e-12).div_(127)
+    return (x / scale).round_().to(torch.int8), scale
+
+
+def outliers(largest: Tensor) -> Tensor:
+    """Which columns stand out, bool [n], by their largest entries [n]."""
+    most = max(1, int(MOST_OUTLIERS * len(largest)))
+    bound = torch.maximum(OUTLIER * largest.median(), largest.topk(most).values[-1])
+    return largest >= bound.clamp(min=1e-12)
+
+
+class NF4(nn.Module):
+    """A frozen weight in 4-bit NormalFloat with double quantisation, dequantised for each product.
+
+    Each part is quantised by itself, so that fusing layers never changes their values.
+    """
+
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.packed = [quantize_nf4(weight) for weight in weights]
+
+    def dense(self) -> Tensor:
+        """The weight [out, in] that the products use; its memory is free again after them."""
+        parts = [dequantize_nf4(part) for part in self.packed]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def product(self, x: Tensor) -> Tensor:
+        """As in Storage."""
+        return product(x, self.dense().to(x.dtype))
+
+    def pullback(self, gradient: Tensor) -> Tensor:
+        """As in Storage."""
+        return product(gradient, self.dense().to(gradient.dtype).t())
+
+
+def quantize_nf4(weight: Tensor) -> tuple[Tensor, Any]:
+    """Quantise [out, in] with bitsandbytes: NF4 in blocks of 64, scales themselves in 8 bits."""
+    try:
+        from bitsandbytes import functional
+    except ImportError:
+        raise UsageError(
+            "4-bit weights need the package bitsandbytes", do="pip install bitsandbytes"
+        ) from None
+    return cast(
+        tuple[Tensor, Any],
+        functional.quantize_4bit(
+            weight.contiguous(), blocksize=NF4_BLOCK, compress_statistics=True, quant_type="nf4"
+        ),
+    )
+
+
+def dequantize_nf4(packed: tuple[Tensor, Any]) -> Tensor:
+    """The values [out, in] that `quantize_nf4` kept, in the dtype it was given."""
+    from bitsandbytes import functional
+
+    return cast(Tensor, functional.dequantize_4bit(*packed))
+
+
+def nf4_roundtrip(weight: Tensor) -> Tensor:
+    """The weight as a model in nf4 sees it: quantised and dequantised, same shape and dtype."""
+    return dequantize_nf4(quantize_nf4(weight))
+
+
+STORAGE: dict[str, type[Dense] | type[Int8Weight] | type[Int8] | type[NF4]] = {
+    "none": Dense,
+    "watched": Watched,
+    "int8": Int8,
+    "int8-weight": Int8Weight,
+    "nf4": NF4,
+}
