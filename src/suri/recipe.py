@@ -45,6 +45,8 @@ class Recipe:
     """Stop after this many optimizer steps (0: when the epochs are done)."""
     learning_rate: float = 3e-4
     """Peak learning rate of AdamW. Higher learns faster, and diverges sooner."""
+    loraplus_lr_ratio: float = 1.0
+    """B's learning rate is this many times A's (LoRA+: 16, with a lower learning_rate)."""
     lr_schedule: Schedule = "linear"
     """How the learning rate falls after warm-up."""
     warmup_ratio: float = 0.03
@@ -66,6 +68,8 @@ class Recipe:
     """Rank of the adapter. Higher learns more and costs more memory."""
     lora_alpha: float = 16.0
     """The adapter's product is scaled by lora_alpha / lora_r."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(lora_r) instead, so that high ranks learn as fast as low ones."""
     lora_dropout: float = 0.0
     """Share of the adapter's inputs dropped while training."""
     lora_target_modules: tuple[str, ...] = LINEARS
@@ -105,11 +109,6 @@ class Recipe:
         if problems:
             raise UsageError("these settings cannot work", found="; ".join(problems))
 
-    @property
-    def scaling(self) -> float:
-        """The factor of the low-rank product, lora_alpha / lora_r."""
-        return self.lora_alpha / self.lora_r
-
 
 def _problems(recipe: Recipe) -> list[str]:
     """Every setting that cannot work, each as one clause."""
@@ -133,7 +132,7 @@ def _problems(recipe: Recipe) -> list[str]:
         for name, allowed in choices.items()
         if getattr(recipe, name) not in allowed
     ]
-    for name in ("num_epochs", "learning_rate", "lora_alpha"):
+    for name in ("num_epochs", "learning_rate", "loraplus_lr_ratio", "lora_alpha"):
         value = getattr(recipe, name)
         if not (value > 0 and math.isfinite(value)):
             problems.append(f"{name} = {value} must be above 0")

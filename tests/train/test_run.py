@@ -20,7 +20,8 @@ from conftest import make_model, write_tokenizer
 from suri.data.records import Record, write_records
 from suri.errors import Diverged, Preempted, UsageError
 from suri.files import check_manifest
-from suri.model.adapter import WEIGHTS_FILE, read_adapter
+from suri.model.adapter import WEIGHTS_FILE, initial_adapter, read_adapter
+from suri.model.config import read_config
 from suri.recipe import Recipe
 from suri.train.loop import Plan
 from suri.train.run import train
@@ -59,9 +60,12 @@ def metrics(folder: Path, name: str) -> list[float]:
     return [line[name] for line in lines if name in line]
 
 
-def test_both_engines_give_the_same_twenty_losses(tiny: Path, rows: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{}, {"use_rslora": True, "loraplus_lr_ratio": 3.0}])
+def test_both_engines_give_the_same_twenty_losses(
+    tiny: Path, rows: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     for engine in ("suri", "reference"):
-        recipe = recipe_for(tiny, rows, tmp_path / engine, engine=engine, max_steps=20)
+        recipe = recipe_for(tiny, rows, tmp_path / engine, engine=engine, max_steps=20, **changes)
         train(recipe, silent, no_answers)
     ours, theirs = (metrics(tmp_path / e, "train/loss") for e in ("suri", "reference"))
     assert len(ours) == len(theirs) == 20
@@ -160,7 +164,10 @@ def test_conversations_train_every_answer(tiny: Path, tmp_path: Path) -> None:
     assert result["held_out_loss"] < 0.7 * result["base_loss"]
 
 
-@pytest.mark.parametrize("changes", [{}, {"lora_dropout": 0.2}, {"quantize": "nf4"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"lora_dropout": 0.2}, {"quantize": "nf4"}, {"loraplus_lr_ratio": 4.0}],
+)
 def test_resume_is_bit_identical(
     tiny: Path, rows: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
@@ -276,6 +283,28 @@ def test_ctrl_c_in_a_real_process_saves_and_names_the_command(
     assert f"suri train --resume --output_dir {folder}" in errors
     assert "Traceback" not in errors
     assert list((folder / "checkpoints").glob("step-*/manifest.json"))
+
+
+@pytest.mark.parametrize("engine", ["suri", "reference"])
+def test_the_first_step_of_a_run_by_hand(
+    tiny: Path, rows: Path, tmp_path: Path, engine: str
+) -> None:
+    """B starts at zero: A has no gradient and only decays, each number of B moves by its rate."""
+    settings = {"max_steps": 1, "warmup_ratio": 0, "val_set_size": 0, "engine": engine}
+    settings |= {"learning_rate": 0.01, "weight_decay": 0.3, "loraplus_lr_ratio": 5.0}
+    start = initial_adapter(
+        read_config(tiny), r=3, alpha=8.0, targets=Recipe().lora_target_modules, seed=5
+    )
+    for name, longest, move in (("free", 0.0, 0.05), ("clipped", 1e-9, 0.05 / 11)):
+        recipe = recipe_for(tiny, rows, tmp_path / name, max_grad_norm=longest, **settings)
+        train(recipe, silent, no_answers)
+        assert metrics(tmp_path / name, "train/learning_rate") == [0.01]
+        saved = read_adapter(tmp_path / name).tensors
+        for module, (a, b) in saved.items():
+            assert torch.allclose(a, start.tensors[module][0] * (1 - 0.01 * 0.3), atol=1e-7)
+            assert 0 < b.abs().max() <= move * 1.0001
+        if name == "free":
+            assert max(float(b.abs().max()) for _, b in saved.values()) == pytest.approx(0.05)
 
 
 def test_every_example_is_learned_once_per_epoch() -> None:

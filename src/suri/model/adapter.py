@@ -84,7 +84,7 @@ class Adapter:
 
 def initial_adapter(
     config: ModelConfig, *, r: int, alpha: float, targets: tuple[str, ...], seed: int,
-    dropout: float = 0.0, base: dict[str, Any] | None = None,
+    dropout: float = 0.0, rslora: bool = False, base: dict[str, Any] | None = None,
 ) -> Adapter:  # fmt: skip
     """A new adapter whose delta is zero; the same seed gives the same tensors everywhere."""
     generator = torch.Generator().manual_seed(seed)
@@ -94,7 +94,7 @@ def initial_adapter(
         for module, shape in config.linear_shapes().items()
         if module.rpartition(".")[2] in targets
     }
-    return Adapter(r, alpha, targets, tensors, dropout, base=base or {})
+    return Adapter(r, alpha, targets, tensors, dropout, rslora, base or {})
 
 
 def write_adapter(folder: Path, adapter: Adapter) -> None:

@@ -21,7 +21,12 @@ from suri.model.adapter import write_adapter
 from suri.recipe import Recipe
 from suri.train.checkpoint import Progress, find_checkpoint, load_checkpoint, save_checkpoint
 from suri.train.engine import Engine
-from suri.train.optimizer import clip_gradients, learning_rate, make_optimizer
+from suri.train.optimizer import (
+    clip_gradients,
+    learning_rate,
+    make_optimizer,
+    set_learning_rate,
+)
 from suri.train.run_folder import METRICS, peak_memory_bytes
 
 Listener = Callable[[str, dict[str, Any]], None]
@@ -90,7 +95,9 @@ class Run:
 
     def __post_init__(self) -> None:
         self.plan = Plan(self.recipe, self.train.lengths)
-        self.optimizer = make_optimizer(self.recipe, self.engine.parameters)
+        self.optimizer = make_optimizer(
+            self.recipe, self.engine.parameters, self.engine.b_parameters
+        )
         self.progress = Progress()
         self.began = time.perf_counter()
 
@@ -125,8 +132,7 @@ class Run:
         norm = clip_gradients(self.engine.parameters, self.recipe.max_grad_norm)
         self._stop_unless_finite(step, loss, norm)
         rate = learning_rate(self.recipe, step, self.plan.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         tokens = sum(batch.tokens for batch in batches)

@@ -33,6 +33,7 @@ class ReferenceEngine:
         }
         self.load(adapter)
         self.parameters: list[nn.Parameter] = list(self.weights.values())
+        self.b_parameters = [p for name, p in self.weights.items() if ".lora_B." in name]
 
     def loss(self, batch: Batch, step: int | None) -> Tensor:
         """As in Engine: documents padded on the right to the longest, scores of every token."""
@@ -128,6 +129,7 @@ def _peft_model(recipe: Recipe, base: Path, adapter: Adapter, device: str) -> An
         r=adapter.r,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
+        use_rslora=adapter.rslora,
         target_modules=list(adapter.targets),
     )
     return get_peft_model(model, config, autocast_adapter_dtype=True)

@@ -76,6 +76,7 @@ def _train(recipe: Recipe, listen: Listener, answerer: Answerer) -> dict[str, An
         targets=recipe.lora_target_modules,
         seed=recipe.seed,
         dropout=recipe.lora_dropout,
+        rslora=recipe.use_rslora,
         base=base_identity(base, recipe.quantize, recipe.base_model.strip()),
     )
     adapter_bytes = sum(4 * (a.numel() + b.numel()) for a, b in adapter.tensors.values())
