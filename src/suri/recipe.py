@@ -93,6 +93,8 @@ class Recipe:
     """Seed of the adapter, the held-out rows and their order."""
     eval_steps: int = 0
     """Optimizer steps between two evaluations on the held-out rows (0: four in a run)."""
+    early_stopping_patience: int = 0
+    """Stop after this many evaluations without a lower held-out loss than the best (0: never)."""
     save_steps: int = 0
     """Optimizer steps between two saved states (0: at every evaluation)."""
     token_budget: int = 1024
@@ -115,7 +117,7 @@ def _problems(recipe: Recipe) -> list[str]:
     at_least = {
         "batch_size": 1, "micro_batch_size": 0, "max_steps": 0, "cutoff_len": 8, "val_set_size": 0,
         "lora_r": 1, "eval_steps": 0, "save_steps": 0, "token_budget": 1, "weight_decay": 0,
-        "max_grad_norm": 0, "warmup_ratio": 0, "seed": 0,
+        "max_grad_norm": 0, "warmup_ratio": 0, "seed": 0, "early_stopping_patience": 0,
     }  # fmt: skip
     problems = [
         f"{name} = {getattr(recipe, name)} must be at least {least}"

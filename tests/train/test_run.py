@@ -307,6 +307,78 @@ def test_the_first_step_of_a_run_by_hand(
             assert max(float(b.abs().max()) for _, b in saved.values()) == pytest.approx(0.05)
 
 
+def overfitting(tiny: Path, rows: Path, folder: Path, **changes: Any) -> Recipe:
+    """A run whose held-out loss soon rises: few rows, a high rate, evaluated at every step."""
+    settings = {
+        "learning_rate": 0.05,
+        "val_set_size": 15,
+        "eval_steps": 1,
+        "num_epochs": 15,
+        "lr_schedule": "constant",
+    }
+    return recipe_for(tiny, rows, folder, **settings | changes)
+
+
+def test_early_stopping_ends_the_run_when_the_held_out_loss_stalls(
+    tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+
+    def listen(event: str, numbers: dict[str, Any]) -> None:
+        said.append(numbers.get("text", ""))
+
+    whole = train(overfitting(tiny, rows, tmp_path / "whole"), silent, no_answers)
+    losses = metrics(tmp_path / "whole", "eval/loss")[1:]
+    # The rule once more, on the losses of the run that was not stopped.
+    stale, best, last = 0, float("inf"), 0
+    while stale < 3:
+        loss = losses[last]
+        stale, best = (0, loss) if loss < best else (stale + 1, best)
+        last += 1
+    assert 4 < last < whole["steps"], losses
+    recipe = overfitting(tiny, rows, tmp_path / "run", early_stopping_patience=3)
+    result = train(recipe, listen, no_answers)
+    assert (result["steps"], result["best_step"]) == (last, last - 3)
+    assert (result["stopped_early"], whole["stopped_early"]) == (True, False)
+    assert result["held_out_loss"] == best
+    assert (
+        metrics(tmp_path / "run", "train/loss") == metrics(tmp_path / "whole", "train/loss")[:last]
+    )
+    assert any(f"stopped after step {last} of {whole['steps']}: 3 evaluations" in x for x in said)
+    check_manifest(tmp_path / "run")
+
+
+def test_patience_survives_a_resume(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    settings = {"early_stopping_patience": 3, "save_steps": 1}
+    whole = train(overfitting(tiny, rows, tmp_path / "whole", **settings), silent, no_answers)
+
+    for steps_before_the_end in (2, 0):
+        folder = tmp_path / f"cut{steps_before_the_end}"
+        cut_step = whole["steps"] - steps_before_the_end
+
+        def stop(event: str, numbers: dict[str, Any], cut_step: int = cut_step) -> None:
+            # Killed hard after the state of that step was saved: as the next step starts, or,
+            # where no step follows, as the end is told.
+            after = event == "batch" and numbers["step"] == cut_step + 1
+            if after or (event == "note" and "stopped after step" in numbers["text"]):
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train(overfitting(tiny, rows, folder, **settings), stop, no_answers)
+        result = train(Recipe(output_dir=str(folder), resume=True), silent, no_answers)
+        assert result["steps"] == whole["steps"]
+        assert metrics(folder, "eval/loss") == metrics(tmp_path / "whole", "eval/loss")
+
+
+def test_early_stopping_without_held_out_rows_is_refused(
+    tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_for(tiny, rows, tmp_path / "run", val_set_size=0, early_stopping_patience=1)
+    with pytest.raises(UsageError, match="needs held-out rows"):
+        train(recipe, silent, no_answers)
+    assert not (tmp_path / "run").exists()
+
+
 def test_every_example_is_learned_once_per_epoch() -> None:
     plan = Plan(Recipe(batch_size=5, num_epochs=2.5), [1] * 23)
     assert (plan.steps_per_epoch, plan.steps) == (5, 13)

@@ -109,6 +109,8 @@ class Run:
             self.began = time.perf_counter() - self.progress.seconds
             self._evaluate_if_due(stop)
             for step in range(self.progress.step + 1, self.plan.steps + 1):
+                if self._has_stalled():
+                    break
                 metrics = self._step(step, stop)
                 append_json_line(self.folder / METRICS, metrics)
                 self.listen("step", metrics)
@@ -170,6 +172,18 @@ class Run:
         due = step % self.plan.eval_steps == 0 or step == self.plan.steps
         if due and self.held_out and self.progress.evaluated_step != step:
             self._evaluate(stop)
+
+    def _has_stalled(self) -> bool:
+        """Whether the evaluations since the best one are as many as the user's patience."""
+        patience, progress = self.recipe.early_stopping_patience, self.progress
+        since = (progress.evaluated_step - progress.best_step) // self.plan.eval_steps
+        if not patience or progress.best_loss is None or since < patience:
+            return False
+        text = f"stopped after step {progress.step} of {self.plan.steps}: {since} evaluations since"
+        self.listen(
+            "note", {"text": f"{text} the lowest held-out loss, of step {progress.best_step}"}
+        )
+        return True
 
     def _evaluate(self, stop: threading.Event) -> None:
         """Held-out loss and a few answers to look at; the best trained adapter is kept."""

@@ -14,7 +14,7 @@ from suri.data.findings import KINDS, SHOWN
 from suri.data.prompt import PROMPT_FILE, Prompt, find_prompt, read_prompt
 from suri.data.records import Record, write_records
 from suri.data.split import Rows, load_rows
-from suri.errors import DataError
+from suri.errors import DataError, UsageError
 from suri.files import disk_errors_explained, write_json
 from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter, initial_adapter, write_adapter
 from suri.model.config import read_config
@@ -69,6 +69,11 @@ def _train(recipe: Recipe, listen: Listener, answerer: Answerer) -> dict[str, An
             f"{recipe.cutoff_len}",
             do="raise --cutoff_len",
         )
+    if recipe.early_stopping_patience and not held_out.examples:
+        raise UsageError(
+            "--early_stopping_patience needs held-out rows, and there are none",
+            do="raise --val_set_size, or name a file with --val_set_path",
+        )
     adapter = initial_adapter(
         config,
         r=recipe.lora_r,
@@ -99,7 +104,8 @@ def _train(recipe: Recipe, listen: Listener, answerer: Answerer) -> dict[str, An
     )
     progress = run.train_all()
     result = _result(recipe, progress, encoded, device) | {
-        "total_seconds": round(time.perf_counter() - began, 3)
+        "stopped_early": progress.step < run.plan.steps,
+        "total_seconds": round(time.perf_counter() - began, 3),
     }
     _publish_adapter(folder, engine, progress)
     finish_run(folder, recipe, result)
