@@ -37,14 +37,14 @@ def train(recipe: Recipe, listen: Listener, answerer: Answerer) -> dict[str, Any
     `answerer` writes the sample answers: decoding is done above this room.
     """
     if recipe.resume or recipe.resume_from_checkpoint:
-        recipe = recorded_recipe(_run_of(recipe), recipe)
-        recipe = replace(recipe, output_dir=str(_run_of(recipe)))
+        recipe = recorded_recipe(run_folder_of(recipe), recipe)
+        recipe = replace(recipe, output_dir=str(run_folder_of(recipe)))
     with disk_errors_explained(Path(recipe.output_dir)):
         return _train(recipe, listen, answerer)
 
 
-def _run_of(recipe: Recipe) -> Path:
-    """The run folder that a resume means: output_dir, or the one around the checkpoint named."""
+def run_folder_of(recipe: Recipe) -> Path:
+    """The folder of a run: output_dir, or the one around the checkpoint that a resume names."""
     named = Path(recipe.resume_from_checkpoint.strip())
     if not recipe.resume_from_checkpoint:
         return Path(recipe.output_dir.strip())
