@@ -20,6 +20,7 @@ Quantize = Literal["none", "nf4"]
 Engine = Literal["suri", "reference"]
 Overlong = Literal["trim-input", "trim-response", "drop", "error"]
 Schedule = Literal["linear", "cosine", "constant"]
+Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +100,12 @@ class Recipe:
     """Optimizer steps between two saved states (0: at every evaluation)."""
     token_budget: int = 1024
     """Most tokens in one forward pass. Changes memory and speed, never the result."""
+    report_to: tuple[Tracker, ...] = ()
+    """Dashboards that get the figures of metrics.jsonl. Nothing is sent anywhere otherwise."""
+    wandb_project: str = ""
+    """Project on the dashboard. Alone it means report_to wandb, as in alpaca-lora."""
+    wandb_run_name: str = ""
+    """The run's name there (empty: that of output_dir)."""
     resume: bool = False
     """Go on with the unfinished run in output_dir, with its own settings."""
     resume_from_checkpoint: str = ""
@@ -142,6 +149,11 @@ def _problems(recipe: Recipe) -> list[str]:
         problems.append(f"lora_dropout = {recipe.lora_dropout} must be from 0 to below 1")
     if not recipe.lora_target_modules:
         problems.append("lora_target_modules names no layer")
+    problems += [
+        f"report_to: {name} is not one of {', '.join(get_args(Tracker))}"
+        for name in recipe.report_to
+        if name not in get_args(Tracker)
+    ]
     problems += [
         f"lora_target_modules: {name} is not one of {', '.join(LINEARS)}"
         for name in recipe.lora_target_modules
@@ -203,9 +215,8 @@ def with_settings(recipe: Recipe, settings: dict[str, Any], where: str) -> Recip
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """The settings as plain values that TOML and JSON can hold."""
-    values = asdict(recipe)
-    values["lora_target_modules"] = list(recipe.lora_target_modules)
-    return values
+    values = asdict(recipe).items()
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
 
 
 @dataclass(frozen=True, kw_only=True)

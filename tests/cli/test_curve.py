@@ -56,7 +56,7 @@ def test_smoothing_by_hand() -> None:
     points = [(1, 1.0), (2, 2.0), (3, 6.0), (4, 1.0)]
     assert smooth(points, 0) == points
     assert smooth(points, 1) == [(1, 1.5), (2, 3.0), (3, 3.0), (4, 3.5)]
-    assert "mean of 5 steps" in loss_curve(training(*[3.0, 1.0] * 30))[-1]
+    assert "mean of 9 steps" in loss_curve(training(*[3.0, 1.0] * 30))[-1]
 
 
 def test_the_corners_of_the_canvas() -> None:

@@ -6,14 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from runs import metrics, no_answers, recipe_for, silent, write_rows
 from safetensors.torch import load_file
 
 from conftest import make_model, write_tokenizer
@@ -29,35 +28,7 @@ from suri.train.run import train
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
-    """Rows of uneven length with something to learn."""
-    random = np.random.default_rng(3)
-    records = [
-        Record(f"say {n}", "x" * int(random.integers(0, 40)), "y" * int(random.integers(1, 30)))
-        for n in range(23)
-    ]
-    write_records(tmp_path / "rows.json", records)
-    return tmp_path / "rows.json"
-
-
-def recipe_for(base: Path, rows: Path, out: Path, **changes: Any) -> Recipe:
-    start = Recipe(
-        base_model=str(base), data_path=str(rows), output_dir=str(out), batch_size=4,
-        num_epochs=4, val_set_size=5, learning_rate=3e-3, lora_r=3, lora_alpha=8.0, seed=5,
-    )  # fmt: skip
-    return replace(start, **changes)
-
-
-def silent(event: str, numbers: dict[str, Any]) -> None:
-    """Listen to nothing."""
-
-
-def no_answers(decoder: Any, prompts: Sequence[Any], eos_id: int, tokens: int) -> list[list[int]]:
-    return [[2, 3] for _ in prompts]
-
-
-def metrics(folder: Path, name: str) -> list[float]:
-    lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line[name] for line in lines if name in line]
+    return write_rows(tmp_path)
 
 
 @pytest.mark.parametrize("changes", [{}, {"use_rslora": True, "loraplus_lr_ratio": 3.0}])

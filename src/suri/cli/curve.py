@@ -32,7 +32,7 @@ def loss_curve(
     held_out = [(line["step"], line["eval/loss"]) for line in lines if "eval/loss" in line]
     if len(training) < FEWEST_STEPS:
         return []
-    reach = len(training) // 30
+    reach = len(training) // 15
     curve = smooth(training, reach)
     canvas = Canvas([*curve, *held_out], width, height)
     canvas.draw(curve)

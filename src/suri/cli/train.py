@@ -23,7 +23,7 @@ from suri.cli.flags import parse
 from suri.files import readable_bytes
 from suri.recipe import ALPACA_LORA, GREEDY, Recipe, recipe_from_toml, with_settings
 
-NOT_USED = ("--wandb_project", "--wandb_run_name", "--wandb_watch", "--wandb_log_model")
+NOT_USED = ("--wandb_watch", "--wandb_log_model")
 
 
 def run(argv: list[str]) -> None:
@@ -44,13 +44,15 @@ def run_finetune(argv: list[str]) -> None:
     for word in words:
         if word.startswith(NOT_USED):
             next(words, None)
-            print(f"note: {word} is not used; metrics.jsonl holds the figures")
+            print(f"note: {word} is not used; wandb gets the figures alone")
         else:
             kept.append(word)
     _train(parse(Recipe, kept, "finetune.py", default=start))
 
 
 def _train(recipe: Recipe) -> None:
+    if recipe.wandb_project and not recipe.report_to:
+        recipe = replace(recipe, report_to=("wandb",))
     from suri.infer.generate import generate
     from suri.train.run import run_folder_of, train
 

@@ -26,6 +26,7 @@ from suri.train.checkpoint import Progress
 from suri.train.engine import Answerer, Engine, SuriEngine
 from suri.train.loop import Listener, Plan, Run
 from suri.train.run_folder import finish_run, open_run, peak_memory_bytes, recorded_recipe
+from suri.train.trackers import reporting
 
 SAMPLES, SAMPLE_TOKENS = 3, 32
 """Held-out prompts answered at each evaluation, and the most tokens of each answer."""
@@ -39,8 +40,8 @@ def train(recipe: Recipe, listen: Listener, answerer: Answerer) -> dict[str, Any
     if recipe.resume or recipe.resume_from_checkpoint:
         recipe = recorded_recipe(run_folder_of(recipe), recipe)
         recipe = replace(recipe, output_dir=str(run_folder_of(recipe)))
-    with disk_errors_explained(Path(recipe.output_dir)):
-        return _train(recipe, listen, answerer)
+    with disk_errors_explained(Path(recipe.output_dir)), reporting(recipe, listen) as tell:
+        return _train(recipe, tell, answerer)
 
 
 def run_folder_of(recipe: Recipe) -> Path:

@@ -59,7 +59,7 @@ def _clear(folder: Path, overwrite: bool) -> None:
         )
     for name in OURS:
         (folder / name).unlink(missing_ok=True)
-    for name in ("checkpoints", "best"):
+    for name in ("checkpoints", "best", "tensorboard", "wandb"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
