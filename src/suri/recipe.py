@@ -18,6 +18,7 @@ LINEARS = ATTENTION + MLP
 
 Quantize = Literal["none", "nf4"]
 Engine = Literal["suri", "reference"]
+Variant = Literal["lora", "dora", "pissa", "olora"]
 Overlong = Literal["trim-input", "trim-response", "drop", "error"]
 Schedule = Literal["linear", "cosine", "constant"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
@@ -71,6 +72,8 @@ class Recipe:
     """The adapter's product is scaled by lora_alpha / lora_r."""
     use_rslora: bool = False
     """Scale by lora_alpha / sqrt(lora_r) instead, so that high ranks learn as fast as low ones."""
+    lora_variant: Variant = "lora"
+    """lora, or with engine reference dora, pissa or olora, by peft."""
     lora_dropout: float = 0.0
     """Share of the adapter's inputs dropped while training."""
     lora_target_modules: tuple[str, ...] = LINEARS
@@ -117,6 +120,11 @@ class Recipe:
         problems = list(_problems(self))
         if problems:
             raise UsageError("these settings cannot work", found="; ".join(problems))
+        if self.lora_variant != "lora" and self.engine == "suri":
+            raise UsageError(
+                f"lora_variant {self.lora_variant} is trained by peft alone",
+                do="--engine reference",
+            )
 
 
 def _problems(recipe: Recipe) -> list[str]:
@@ -147,6 +155,10 @@ def _problems(recipe: Recipe) -> list[str]:
             problems.append(f"{name} = {value} must be above 0")
     if not 0 <= recipe.lora_dropout < 1:
         problems.append(f"lora_dropout = {recipe.lora_dropout} must be from 0 to below 1")
+    if recipe.quantize == "nf4" and recipe.lora_variant in ("pissa", "olora"):
+        problems.append(
+            f"lora_variant = {recipe.lora_variant} changes the base: quantize must be none"
+        )
     if not recipe.lora_target_modules:
         problems.append("lora_target_modules names no layer")
     problems += [

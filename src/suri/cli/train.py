@@ -23,6 +23,8 @@ from suri.cli.flags import parse
 from suri.files import readable_bytes
 from suri.recipe import ALPACA_LORA, GREEDY, Recipe, recipe_from_toml, with_settings
 
+OUTSIDE = "with peft: PeftModel.from_pretrained(base, folder), or its merge_and_unload()"
+"""How a DoRA adapter is used, which no other verb reads."""
 NOT_USED = ("--wandb_watch", "--wandb_log_model")
 
 
@@ -148,7 +150,12 @@ class Screen:
             f"[bold green]done[/] in {result['total_seconds']:.0f} s: {result['steps']} steps, "
             f"{result['tokens_per_second']:.0f} tok/s, "
             f"peak memory {readable_bytes(result['peak_memory_bytes'])}\n{loss}\n"
-            f"  adapter: {name}  ({result['weights']})\n"
+            f"  adapter: {name}  ({result['weights']})"
+        )
+        if result["lora_variant"] == "dora":
+            self.console.print(f"  use:     {OUTSIDE}")
+            return
+        self.console.print(
             f"  chat:    suri chat {name}\n"
             f"  merge:   suri merge {name} --to hf --output_dir {name}-hf"
         )

@@ -219,6 +219,7 @@ def _result(recipe: Recipe, progress: Progress, encoded: Encoded, device: str) -
         "best_step": progress.best_step,
         "quantize": recipe.quantize,
         "engine": recipe.engine,
+        "lora_variant": recipe.lora_variant,
         "weights": "last adapter"
         if best is None
         else f"adapter of step {progress.best_step}, the lowest held-out loss",
