@@ -16,6 +16,7 @@ from runs import metrics, no_answers, recipe_for, silent, write_rows
 from safetensors.torch import load_file
 
 from conftest import make_model, write_tokenizer
+from suri.cli.main import main
 from suri.data.records import Record, write_records
 from suri.errors import Diverged, Preempted, UsageError
 from suri.files import check_manifest
@@ -223,6 +224,23 @@ def test_output_folders_that_are_not_free(tiny: Path, rows: Path, tmp_path: Path
     assert (foreign / "dear.txt").read_text() == "mine"
     with pytest.raises(UsageError, match="is a file"):
         train(replace(recipe, output_dir=str(foreign / "dear.txt")), silent, no_answers)
+
+
+def test_going_on_from_a_checkpoint_ends_with_the_runs_own_folder(
+    tiny: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+
+    def stop(event: str, numbers: dict[str, Any]) -> None:
+        if event == "step" and numbers["step"] == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe_for(tiny, rows, folder, save_steps=3), stop, no_answers)
+    main(["train", "--resume_from_checkpoint", str(folder / "checkpoints" / "step-000003")])
+    said = capsys.readouterr().out
+    assert f"suri chat {folder}\n" in said
+    assert "training loss" in said
 
 
 def test_resume_with_other_settings_is_refused(tiny: Path, rows: Path, tmp_path: Path) -> None:
