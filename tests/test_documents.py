@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from suri.cli.main import HIDDEN, VERBS
-from suri.recipe import ALPACA_LORA, Recipe, recipe_from_toml
+from suri.recipe import ALPACA_LORA, LINEARS, Recipe, recipe_from_toml
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md")])
@@ -47,6 +47,23 @@ def test_the_table_of_defaults_is_the_codes() -> None:
         row = re.search(rf"\| `{name}` \| (\d+) \| (\d+)", text)
         assert row is not None, name
         assert (int(row[1]), int(row[2])) == (ALPACA_LORA[name], getattr(default, name))
+
+
+def test_the_training_settings_are_the_codes() -> None:
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|.*\| ([^|]+) \|$", text, flags=re.MULTILINE)
+    settings = {item.name for item in fields(Recipe)}
+    table = {name: (ours, theirs) for name, ours, theirs in rows if name in settings}
+    assert len(table) == 17
+    for name, (ours, theirs) in table.items():
+        default = getattr(Recipe(), name)
+        words = {LINEARS: "all seven", (): "none"}
+        assert ours == words.get(default, str(default)), name
+        if not theirs.startswith("same"):
+            value = ALPACA_LORA[name]
+            assert theirs == (", ".join(value) if isinstance(value, tuple) else str(value)), name
+        else:
+            assert ALPACA_LORA.get(name, default) == default, name
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/*.toml")), ids=lambda path: path.name)

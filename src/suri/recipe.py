@@ -18,8 +18,10 @@ LINEARS = ATTENTION + MLP
 
 Quantize = Literal["none", "nf4"]
 Engine = Literal["suri", "reference"]
+Variant = Literal["lora", "dora", "pissa", "olora"]
 Overlong = Literal["trim-input", "trim-response", "drop", "error"]
 Schedule = Literal["linear", "cosine", "constant"]
+Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,8 @@ class Recipe:
     """Stop after this many optimizer steps (0: when the epochs are done)."""
     learning_rate: float = 3e-4
     """Peak learning rate of AdamW. Higher learns faster, and diverges sooner."""
+    loraplus_lr_ratio: float = 1.0
+    """B's learning rate is this many times A's (LoRA+: 16, with a lower learning_rate)."""
     lr_schedule: Schedule = "linear"
     """How the learning rate falls after warm-up."""
     warmup_ratio: float = 0.03
@@ -66,6 +70,10 @@ class Recipe:
     """Rank of the adapter. Higher learns more and costs more memory."""
     lora_alpha: float = 16.0
     """The adapter's product is scaled by lora_alpha / lora_r."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(lora_r) instead, so that high ranks learn as fast as low ones."""
+    lora_variant: Variant = "lora"
+    """lora, or with engine reference dora, pissa or olora, by peft."""
     lora_dropout: float = 0.0
     """Share of the adapter's inputs dropped while training."""
     lora_target_modules: tuple[str, ...] = LINEARS
@@ -89,10 +97,18 @@ class Recipe:
     """Seed of the adapter, the held-out rows and their order."""
     eval_steps: int = 0
     """Optimizer steps between two evaluations on the held-out rows (0: four in a run)."""
+    early_stopping_patience: int = 0
+    """Stop after this many evaluations without a lower held-out loss than the best (0: never)."""
     save_steps: int = 0
     """Optimizer steps between two saved states (0: at every evaluation)."""
     token_budget: int = 1024
     """Most tokens in one forward pass. Changes memory and speed, never the result."""
+    report_to: tuple[Tracker, ...] = ()
+    """Dashboards that get the figures of metrics.jsonl. Nothing is sent anywhere otherwise."""
+    wandb_project: str = ""
+    """Project on the dashboard. Alone it means report_to wandb, as in alpaca-lora."""
+    wandb_run_name: str = ""
+    """The run's name there (empty: that of output_dir)."""
     resume: bool = False
     """Go on with the unfinished run in output_dir, with its own settings."""
     resume_from_checkpoint: str = ""
@@ -104,11 +120,11 @@ class Recipe:
         problems = list(_problems(self))
         if problems:
             raise UsageError("these settings cannot work", found="; ".join(problems))
-
-    @property
-    def scaling(self) -> float:
-        """The factor of the low-rank product, lora_alpha / lora_r."""
-        return self.lora_alpha / self.lora_r
+        if self.lora_variant != "lora" and self.engine == "suri":
+            raise UsageError(
+                f"lora_variant {self.lora_variant} is trained by peft alone",
+                do="--engine reference",
+            )
 
 
 def _problems(recipe: Recipe) -> list[str]:
@@ -116,7 +132,7 @@ def _problems(recipe: Recipe) -> list[str]:
     at_least = {
         "batch_size": 1, "micro_batch_size": 0, "max_steps": 0, "cutoff_len": 8, "val_set_size": 0,
         "lora_r": 1, "eval_steps": 0, "save_steps": 0, "token_budget": 1, "weight_decay": 0,
-        "max_grad_norm": 0, "warmup_ratio": 0, "seed": 0,
+        "max_grad_norm": 0, "warmup_ratio": 0, "seed": 0, "early_stopping_patience": 0,
     }  # fmt: skip
     problems = [
         f"{name} = {getattr(recipe, name)} must be at least {least}"
@@ -133,14 +149,23 @@ def _problems(recipe: Recipe) -> list[str]:
         for name, allowed in choices.items()
         if getattr(recipe, name) not in allowed
     ]
-    for name in ("num_epochs", "learning_rate", "lora_alpha"):
+    for name in ("num_epochs", "learning_rate", "loraplus_lr_ratio", "lora_alpha"):
         value = getattr(recipe, name)
         if not (value > 0 and math.isfinite(value)):
             problems.append(f"{name} = {value} must be above 0")
     if not 0 <= recipe.lora_dropout < 1:
         problems.append(f"lora_dropout = {recipe.lora_dropout} must be from 0 to below 1")
+    if recipe.quantize == "nf4" and recipe.lora_variant in ("pissa", "olora"):
+        problems.append(
+            f"lora_variant = {recipe.lora_variant} changes the base: quantize must be none"
+        )
     if not recipe.lora_target_modules:
         problems.append("lora_target_modules names no layer")
+    problems += [
+        f"report_to: {name} is not one of {', '.join(get_args(Tracker))}"
+        for name in recipe.report_to
+        if name not in get_args(Tracker)
+    ]
     problems += [
         f"lora_target_modules: {name} is not one of {', '.join(LINEARS)}"
         for name in recipe.lora_target_modules
@@ -202,9 +227,8 @@ def with_settings(recipe: Recipe, settings: dict[str, Any], where: str) -> Recip
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """The settings as plain values that TOML and JSON can hold."""
-    values = asdict(recipe)
-    values["lora_target_modules"] = list(recipe.lora_target_modules)
-    return values
+    values = asdict(recipe).items()
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
 
 
 @dataclass(frozen=True, kw_only=True)

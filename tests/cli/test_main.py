@@ -98,6 +98,7 @@ def test_recipes_refuse_what_cannot_work(tmp_path: Path) -> None:
         ("batch_size = 0\nlora_r = 0", "batch_size = 0 must be at least 1; lora_r = 0"),
         ("lora_dropout = 1.5", "lora_dropout"),
         ("overlong = 'trim'", "overlong = trim must be one of trim-input, trim-response"),
+        ("report_to = ['mlflow']", "report_to: mlflow is not one of tensorboard, wandb, trackio"),
         ("lora_target_modules = ['w_proj']", "w_proj is not one of"),
         ("= 3", "not a TOML file"),
     ):

@@ -25,11 +25,11 @@ from suri.model.weights import base_identity, recorded_base
 TARGETS = ("q_proj", "v_proj", "down_proj")
 
 
-def random_adapter(folder: Path, r: int = 5, alpha: float = 12.0) -> Adapter:
+def random_adapter(folder: Path, r: int = 5, alpha: float = 12.0, rslora: bool = False) -> Adapter:
     """An adapter whose B is not zero, alpha != r, on three of the seven linears."""
     adapter = initial_adapter(
         read_config(folder), r=r, alpha=alpha, targets=TARGETS, seed=3,
-        base=base_identity(folder, "none"),
+        base=base_identity(folder, "none"), rslora=rslora,
     )  # fmt: skip
     generator = seeded(11)
     for _, b in adapter.tensors.values():
@@ -37,10 +37,11 @@ def random_adapter(folder: Path, r: int = 5, alpha: float = 12.0) -> Adapter:
     return adapter
 
 
-def test_peft_gives_our_logits(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rslora", [False, True])
+def test_peft_gives_our_logits(tiny: Path, tmp_path: Path, rslora: bool) -> None:
     from peft import PeftModel
 
-    adapter = random_adapter(tiny)
+    adapter = random_adapter(tiny, rslora=rslora)
     write_adapter(tmp_path, adapter)
     decoder = load_decoder(tiny, adapter=read_adapter(tmp_path))
     ids = torch.randint(0, 131, (37,), generator=seeded(1))
@@ -52,12 +53,19 @@ def test_peft_gives_our_logits(tiny: Path, tmp_path: Path) -> None:
     assert (ours - theirs.logits[0]).abs().max() <= 2e-4
 
 
-def test_we_read_what_peft_writes(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rslora", [False, True])
+def test_we_read_what_peft_writes(tiny: Path, tmp_path: Path, rslora: bool) -> None:
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(
         reference(tiny, torch.float32),
-        LoraConfig(task_type="CAUSAL_LM", r=3, lora_alpha=7, target_modules=["k_proj", "up_proj"]),
+        LoraConfig(
+            task_type="CAUSAL_LM",
+            r=3,
+            lora_alpha=7,
+            target_modules=["k_proj", "up_proj"],
+            use_rslora=rslora,
+        ),
     )
     with torch.no_grad():
         for name, tensor in model.named_parameters():
@@ -70,6 +78,7 @@ def test_we_read_what_peft_writes(tiny: Path, tmp_path: Path) -> None:
         theirs = model(ids[None]).logits[0]
     assert (packed_logits(load_decoder(tiny, adapter=adapter), [ids]) - theirs).abs().max() <= 2e-4
     assert adapter.targets == ("k_proj", "up_proj")
+    assert adapter.scaling == pytest.approx(7 / 3**0.5 if rslora else 7 / 3)
 
 
 def test_weight_delta_by_hand(tiny: Path) -> None:

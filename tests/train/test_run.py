@@ -6,21 +6,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from runs import metrics, no_answers, recipe_for, silent, write_rows
 from safetensors.torch import load_file
 
 from conftest import make_model, write_tokenizer
+from suri.cli.main import main
 from suri.data.records import Record, write_records
 from suri.errors import Diverged, Preempted, UsageError
 from suri.files import check_manifest
-from suri.model.adapter import WEIGHTS_FILE, read_adapter
+from suri.model.adapter import WEIGHTS_FILE, initial_adapter, read_adapter
+from suri.model.config import read_config
 from suri.recipe import Recipe
 from suri.train.loop import Plan
 from suri.train.run import train
@@ -28,40 +29,15 @@ from suri.train.run import train
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
-    """Rows of uneven length with something to learn."""
-    random = np.random.default_rng(3)
-    records = [
-        Record(f"say {n}", "x" * int(random.integers(0, 40)), "y" * int(random.integers(1, 30)))
-        for n in range(23)
-    ]
-    write_records(tmp_path / "rows.json", records)
-    return tmp_path / "rows.json"
+    return write_rows(tmp_path)
 
 
-def recipe_for(base: Path, rows: Path, out: Path, **changes: Any) -> Recipe:
-    start = Recipe(
-        base_model=str(base), data_path=str(rows), output_dir=str(out), batch_size=4,
-        num_epochs=4, val_set_size=5, learning_rate=3e-3, lora_r=3, lora_alpha=8.0, seed=5,
-    )  # fmt: skip
-    return replace(start, **changes)
-
-
-def silent(event: str, numbers: dict[str, Any]) -> None:
-    """Listen to nothing."""
-
-
-def no_answers(decoder: Any, prompts: Sequence[Any], eos_id: int, tokens: int) -> list[list[int]]:
-    return [[2, 3] for _ in prompts]
-
-
-def metrics(folder: Path, name: str) -> list[float]:
-    lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line[name] for line in lines if name in line]
-
-
-def test_both_engines_give_the_same_twenty_losses(tiny: Path, rows: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{}, {"use_rslora": True, "loraplus_lr_ratio": 3.0}])
+def test_both_engines_give_the_same_twenty_losses(
+    tiny: Path, rows: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     for engine in ("suri", "reference"):
-        recipe = recipe_for(tiny, rows, tmp_path / engine, engine=engine, max_steps=20)
+        recipe = recipe_for(tiny, rows, tmp_path / engine, engine=engine, max_steps=20, **changes)
         train(recipe, silent, no_answers)
     ours, theirs = (metrics(tmp_path / e, "train/loss") for e in ("suri", "reference"))
     assert len(ours) == len(theirs) == 20
@@ -160,7 +136,10 @@ def test_conversations_train_every_answer(tiny: Path, tmp_path: Path) -> None:
     assert result["held_out_loss"] < 0.7 * result["base_loss"]
 
 
-@pytest.mark.parametrize("changes", [{}, {"lora_dropout": 0.2}, {"quantize": "nf4"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"lora_dropout": 0.2}, {"quantize": "nf4"}, {"loraplus_lr_ratio": 4.0}],
+)
 def test_resume_is_bit_identical(
     tiny: Path, rows: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
@@ -247,6 +226,23 @@ def test_output_folders_that_are_not_free(tiny: Path, rows: Path, tmp_path: Path
         train(replace(recipe, output_dir=str(foreign / "dear.txt")), silent, no_answers)
 
 
+def test_going_on_from_a_checkpoint_ends_with_the_runs_own_folder(
+    tiny: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+
+    def stop(event: str, numbers: dict[str, Any]) -> None:
+        if event == "step" and numbers["step"] == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe_for(tiny, rows, folder, save_steps=3), stop, no_answers)
+    main(["train", "--resume_from_checkpoint", str(folder / "checkpoints" / "step-000003")])
+    said = capsys.readouterr().out
+    assert f"suri chat {folder}\n" in said
+    assert "training loss" in said
+
+
 def test_resume_with_other_settings_is_refused(tiny: Path, rows: Path, tmp_path: Path) -> None:
     recipe = recipe_for(tiny, rows, tmp_path / "run")
 
@@ -276,6 +272,100 @@ def test_ctrl_c_in_a_real_process_saves_and_names_the_command(
     assert f"suri train --resume --output_dir {folder}" in errors
     assert "Traceback" not in errors
     assert list((folder / "checkpoints").glob("step-*/manifest.json"))
+
+
+@pytest.mark.parametrize("engine", ["suri", "reference"])
+def test_the_first_step_of_a_run_by_hand(
+    tiny: Path, rows: Path, tmp_path: Path, engine: str
+) -> None:
+    """B starts at zero: A has no gradient and only decays, each number of B moves by its rate."""
+    settings = {"max_steps": 1, "warmup_ratio": 0, "val_set_size": 0, "engine": engine}
+    settings |= {"learning_rate": 0.01, "weight_decay": 0.3, "loraplus_lr_ratio": 5.0}
+    start = initial_adapter(
+        read_config(tiny), r=3, alpha=8.0, targets=Recipe().lora_target_modules, seed=5
+    )
+    for name, longest, move in (("free", 0.0, 0.05), ("clipped", 1e-9, 0.05 / 11)):
+        recipe = recipe_for(tiny, rows, tmp_path / name, max_grad_norm=longest, **settings)
+        train(recipe, silent, no_answers)
+        assert metrics(tmp_path / name, "train/learning_rate") == [0.01]
+        saved = read_adapter(tmp_path / name).tensors
+        for module, (a, b) in saved.items():
+            assert torch.allclose(a, start.tensors[module][0] * (1 - 0.01 * 0.3), atol=1e-7)
+            assert 0 < b.abs().max() <= move * 1.0001
+        if name == "free":
+            assert max(float(b.abs().max()) for _, b in saved.values()) == pytest.approx(0.05)
+
+
+def overfitting(tiny: Path, rows: Path, folder: Path, **changes: Any) -> Recipe:
+    """A run whose held-out loss soon rises: few rows, a high rate, evaluated at every step."""
+    settings = {
+        "learning_rate": 0.05,
+        "val_set_size": 15,
+        "eval_steps": 1,
+        "num_epochs": 15,
+        "lr_schedule": "constant",
+    }
+    return recipe_for(tiny, rows, folder, **settings | changes)
+
+
+def test_early_stopping_ends_the_run_when_the_held_out_loss_stalls(
+    tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+
+    def listen(event: str, numbers: dict[str, Any]) -> None:
+        said.append(numbers.get("text", ""))
+
+    whole = train(overfitting(tiny, rows, tmp_path / "whole"), silent, no_answers)
+    losses = metrics(tmp_path / "whole", "eval/loss")[1:]
+    # The rule once more, on the losses of the run that was not stopped.
+    stale, best, last = 0, float("inf"), 0
+    while stale < 3:
+        loss = losses[last]
+        stale, best = (0, loss) if loss < best else (stale + 1, best)
+        last += 1
+    assert 4 < last < whole["steps"], losses
+    recipe = overfitting(tiny, rows, tmp_path / "run", early_stopping_patience=3)
+    result = train(recipe, listen, no_answers)
+    assert (result["steps"], result["best_step"]) == (last, last - 3)
+    assert (result["stopped_early"], whole["stopped_early"]) == (True, False)
+    assert result["held_out_loss"] == best
+    assert (
+        metrics(tmp_path / "run", "train/loss") == metrics(tmp_path / "whole", "train/loss")[:last]
+    )
+    assert any(f"stopped after step {last} of {whole['steps']}: 3 evaluations" in x for x in said)
+    check_manifest(tmp_path / "run")
+
+
+def test_patience_survives_a_resume(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    settings = {"early_stopping_patience": 3, "save_steps": 1}
+    whole = train(overfitting(tiny, rows, tmp_path / "whole", **settings), silent, no_answers)
+
+    for steps_before_the_end in (2, 0):
+        folder = tmp_path / f"cut{steps_before_the_end}"
+        cut_step = whole["steps"] - steps_before_the_end
+
+        def stop(event: str, numbers: dict[str, Any], cut_step: int = cut_step) -> None:
+            # Killed hard after the state of that step was saved: as the next step starts, or,
+            # where no step follows, as the end is told.
+            after = event == "batch" and numbers["step"] == cut_step + 1
+            if after or (event == "note" and "stopped after step" in numbers["text"]):
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train(overfitting(tiny, rows, folder, **settings), stop, no_answers)
+        result = train(Recipe(output_dir=str(folder), resume=True), silent, no_answers)
+        assert result["steps"] == whole["steps"]
+        assert metrics(folder, "eval/loss") == metrics(tmp_path / "whole", "eval/loss")
+
+
+def test_early_stopping_without_held_out_rows_is_refused(
+    tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_for(tiny, rows, tmp_path / "run", val_set_size=0, early_stopping_patience=1)
+    with pytest.raises(UsageError, match="needs held-out rows"):
+        train(recipe, silent, no_answers)
+    assert not (tmp_path / "run").exists()
 
 
 def test_every_example_is_learned_once_per_epoch() -> None:

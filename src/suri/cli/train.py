@@ -1,5 +1,6 @@
 """`suri train`, and alpaca-lora's finetune.py: settings in, progress out."""
 
+import json
 import sys
 from collections import deque
 from dataclasses import replace
@@ -17,11 +18,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from suri.cli.curve import loss_curve
 from suri.cli.flags import parse
 from suri.files import readable_bytes
 from suri.recipe import ALPACA_LORA, GREEDY, Recipe, recipe_from_toml, with_settings
 
-NOT_USED = ("--wandb_project", "--wandb_run_name", "--wandb_watch", "--wandb_log_model")
+OUTSIDE = "with peft: PeftModel.from_pretrained(base, folder), or its merge_and_unload()"
+"""How a DoRA adapter is used, which no other verb reads."""
+NOT_USED = ("--wandb_watch", "--wandb_log_model")
 
 
 def run(argv: list[str]) -> None:
@@ -42,15 +46,17 @@ def run_finetune(argv: list[str]) -> None:
     for word in words:
         if word.startswith(NOT_USED):
             next(words, None)
-            print(f"note: {word} is not used; metrics.jsonl holds the figures")
+            print(f"note: {word} is not used; wandb gets the figures alone")
         else:
             kept.append(word)
     _train(parse(Recipe, kept, "finetune.py", default=start))
 
 
 def _train(recipe: Recipe) -> None:
+    if recipe.wandb_project and not recipe.report_to:
+        recipe = replace(recipe, report_to=("wandb",))
     from suri.infer.generate import generate
-    from suri.train.run import train
+    from suri.train.run import run_folder_of, train
 
     def answer(decoder: Any, prompts: list[Any], eos_id: int, tokens: int) -> list[list[int]]:
         decoding = replace(GREEDY, max_new_tokens=tokens)
@@ -59,7 +65,7 @@ def _train(recipe: Recipe) -> None:
     screen = Screen()
     with screen.progress:
         result = train(recipe, screen.listen, answer)
-    screen.finish(recipe.output_dir.strip(), result)
+    screen.finish(run_folder_of(recipe), result)
 
 
 class Screen:
@@ -133,8 +139,10 @@ class Screen:
         if self.task is not None:
             self.progress.update(self.task, **values)
 
-    def finish(self, folder: str, result: dict[str, Any]) -> None:
+    def finish(self, folder: Path, result: dict[str, Any]) -> None:
         """Say what came out and what to do with it."""
+        self._show_curve(folder)
+        name = escape(str(folder))
         loss = ""
         if result["held_out_loss"] is not None:
             loss = f"  held-out loss {result['base_loss']:.4f} -> {result['held_out_loss']:.4f}"
@@ -142,10 +150,25 @@ class Screen:
             f"[bold green]done[/] in {result['total_seconds']:.0f} s: {result['steps']} steps, "
             f"{result['tokens_per_second']:.0f} tok/s, "
             f"peak memory {readable_bytes(result['peak_memory_bytes'])}\n{loss}\n"
-            f"  adapter: {escape(folder)}  ({result['weights']})\n"
-            f"  chat:    suri chat {escape(folder)}\n"
-            f"  merge:   suri merge {escape(folder)} --to hf --output_dir {escape(folder)}-hf"
+            f"  adapter: {name}  ({result['weights']})"
         )
+        if result["lora_variant"] == "dora":
+            self.console.print(f"  use:     {OUTSIDE}")
+            return
+        self.console.print(
+            f"  chat:    suri chat {name}\n"
+            f"  merge:   suri merge {name} --to hf --output_dir {name}-hf"
+        )
+
+    def _show_curve(self, folder: Path) -> None:
+        from suri.train.run_folder import METRICS
+
+        recorded = (folder / METRICS).read_text(encoding="utf-8").splitlines()
+        width = min(60, self.console.width - 11)
+        ascii_only = self.console.options.ascii_only
+        lines = loss_curve(map(json.loads, recorded), width=width, ascii_only=ascii_only)
+        for line in lines:
+            self.console.print(line, markup=False, no_wrap=True)
 
 
 def _short(text: str, width: int) -> str:

@@ -29,9 +29,16 @@ KEY = re.compile(
 )
 
 
+MAGNITUDE = ".lora_magnitude_vector"
+
+
 @dataclass(frozen=True)
 class Adapter:
-    """Low-rank pairs by HF module name: A [r, in] and B [out, r], fp32."""
+    """Low-rank pairs by HF module name: A [r, in] and B [out, r], fp32.
+
+    `magnitudes` are DoRA's (arXiv:2402.09353): the length [out] of every row of W + scaling B A.
+    They are kept in files alone; nothing here computes with them.
+    """
 
     r: int
     alpha: float
@@ -40,6 +47,7 @@ class Adapter:
     dropout: float = 0.0
     rslora: bool = False
     base: dict[str, Any] = field(default_factory=dict)
+    magnitudes: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def scaling(self) -> float:
@@ -84,7 +92,7 @@ class Adapter:
 
 def initial_adapter(
     config: ModelConfig, *, r: int, alpha: float, targets: tuple[str, ...], seed: int,
-    dropout: float = 0.0, base: dict[str, Any] | None = None,
+    dropout: float = 0.0, rslora: bool = False, base: dict[str, Any] | None = None,
 ) -> Adapter:  # fmt: skip
     """A new adapter whose delta is zero; the same seed gives the same tensors everywhere."""
     generator = torch.Generator().manual_seed(seed)
@@ -94,7 +102,7 @@ def initial_adapter(
         for module, shape in config.linear_shapes().items()
         if module.rpartition(".")[2] in targets
     }
-    return Adapter(r, alpha, targets, tensors, dropout, base=base or {})
+    return Adapter(r, alpha, targets, tensors, dropout, rslora, base or {})
 
 
 def write_adapter(folder: Path, adapter: Adapter) -> None:
@@ -106,6 +114,8 @@ def write_adapter(folder: Path, adapter: Adapter) -> None:
         for letter, tensor in (("A", a), ("B", b)):
             key = f"base_model.model.{name}.lora_{letter}.weight"
             tensors[key] = tensor.detach().to("cpu", torch.float32).contiguous()
+    for name, magnitude in adapter.magnitudes.items():
+        tensors[f"base_model.model.{name}{MAGNITUDE}"] = magnitude.contiguous()
     write_bytes(folder / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
     write_json(folder / BASE_FILE, adapter.base)
     write_json(
@@ -123,14 +133,18 @@ def write_adapter(folder: Path, adapter: Adapter) -> None:
             "fan_in_fan_out": False,
             "modules_to_save": None,
             "inference_mode": True,
-        },
+        }
+        | ({"use_dora": True} if adapter.magnitudes else {}),
     )
 
 
-def read_adapter(folder: Path) -> Adapter:
-    """Read a PEFT adapter folder; only plain low-rank pairs with known names are accepted."""
-    config = _read_config(folder)
-    tensors = _read_tensors(folder / WEIGHTS_FILE)
+def read_adapter(folder: Path, *, dora: bool = False) -> Adapter:
+    """Read a PEFT adapter folder; only plain low-rank pairs with known names are accepted.
+
+    With `dora`, which is for a run that goes on, a DoRA adapter's magnitudes are read too.
+    """
+    config = _read_config(folder, dora)
+    tensors, magnitudes = _read_tensors(folder / WEIGHTS_FILE, dora)
     ranks = {b.shape[1] for _, b in tensors.values()} | {a.shape[0] for a, _ in tensors.values()}
     if ranks != {config["r"]}:
         raise Corrupt(f"{folder}: the pairs' ranks are {sorted(ranks)}", found=f"r = {config['r']}")
@@ -142,6 +156,7 @@ def read_adapter(folder: Path) -> Adapter:
         dropout=float(config.get("lora_dropout") or 0),
         rslora=bool(config.get("use_rslora")),
         base=base_of(folder),
+        magnitudes=magnitudes,
     )
 
 
@@ -157,7 +172,7 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG_FILE).is_file()
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path, dora: bool) -> dict[str, Any]:
     if not is_adapter(folder):
         raise UsageError(
             f"{folder} is not an adapter",
@@ -169,7 +184,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         name
         for name in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern",
                      "fan_in_fan_out", "layer_replication", "lora_bias")
-        if config.get(name)
+        if config.get(name) and not (dora and name == "use_dora")
     ]  # fmt: skip
     if config.get("bias", "none") != "none":
         unsupported.append("bias")
@@ -179,7 +194,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise UsageError(
             f"{folder} is an adapter of a kind that is not read here",
             found=", ".join(unsupported),
-            do="plain LoRA adapters are; merge others with the program that made them",
+            do="plain LoRA adapters are; peft's merge_and_unload() makes a model of this one",
         )
     for name in ("r", "lora_alpha"):
         if not isinstance(config.get(name), int | float) or config[name] <= 0:
@@ -187,8 +202,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _read_tensors(file: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """Pairs by module name; anything but whole, finite, matching pairs raises Corrupt."""
+def _read_tensors(
+    file: Path, dora: bool
+) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
+    """Pairs and magnitudes by module; anything but whole, finite, matching ones raises Corrupt."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -202,6 +219,11 @@ def _read_tensors(file: Path) -> dict[str, tuple[Tensor, Tensor]]:
         loaded = load_file(file)
     except (SafetensorError, OSError) as problem:
         raise Corrupt(f"{file} is not a whole safetensors file", found=str(problem)) from None
+    magnitudes = {
+        key.removeprefix("base_model.model.").removesuffix(MAGNITUDE): loaded.pop(key)
+        for key in list(loaded)
+        if dora and key.endswith(MAGNITUDE)
+    }
     unknown = [key for key in loaded if not KEY.fullmatch(key)]
     if unknown or not loaded:
         raise Corrupt(
@@ -213,7 +235,7 @@ def _read_tensors(file: Path) -> dict[str, tuple[Tensor, Tensor]]:
         match = KEY.fullmatch(key)
         assert match is not None
         halves.setdefault(match[1], {})[match[2]] = tensor.float()
-    return {name: _checked_pair(file, name, pair) for name, pair in halves.items()}
+    return {name: _checked_pair(file, name, pair) for name, pair in halves.items()}, magnitudes
 
 
 def _checked_pair(file: Path, name: str, pair: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

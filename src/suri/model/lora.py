@@ -2,7 +2,7 @@
 
         x [T, in] ──┬── W [out, in] ───────────────► + ──► y [T, out]
                     └── A [r, in] ── B [out, r] ─ * ─┘
-                                               scaling = alpha / r
+                                               scaling = alpha / r, or alpha / sqrt(r)
 
 Hu et al., 2021 (arXiv:2106.09685). With in = 4096, out = 4096, r = 8 the two thin matrices hold
 65,536 numbers where W holds 16.8 million. B starts at zero, so training starts at the base.

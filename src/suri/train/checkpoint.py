@@ -84,7 +84,7 @@ def load_checkpoint(
             for number in range(len(parameters))
         }
         optimizer.load_state_dict(restored)
-    return Progress(**state["progress"]), read_adapter(folder)
+    return Progress(**state["progress"]), read_adapter(folder, dora=True)
 
 
 def find_checkpoint(place: Path) -> tuple[Path, list[str]]:

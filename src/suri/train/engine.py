@@ -26,6 +26,8 @@ class Engine(Protocol):
     """A model with an adapter whose loss can be taken and whose answers can be read."""
 
     parameters: list[nn.Parameter]
+    b_parameters: list[nn.Parameter]
+    """Those of them that LoRA+ gives a learning rate of their own."""
     shares_prefix: bool
     """Whether a batch may hold the start of its prompts once."""
 
@@ -59,6 +61,7 @@ class SuriEngine:
         adapter.attach(self.decoder, trainable=True)
         self.pairs = self.decoder.pairs()
         self.parameters = [p for pair in self.pairs.values() for p in (pair.a, pair.b)]
+        self.b_parameters = [pair.b for pair in self.pairs.values()]
 
     def loss(self, batch: Batch, step: int | None) -> Tensor:
         """As in Engine."""

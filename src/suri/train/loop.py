@@ -21,7 +21,12 @@ from suri.model.adapter import write_adapter
 from suri.recipe import Recipe
 from suri.train.checkpoint import Progress, find_checkpoint, load_checkpoint, save_checkpoint
 from suri.train.engine import Engine
-from suri.train.optimizer import clip_gradients, learning_rate, make_optimizer
+from suri.train.optimizer import (
+    clip_gradients,
+    learning_rate,
+    make_optimizer,
+    set_learning_rate,
+)
 from suri.train.run_folder import METRICS, peak_memory_bytes
 
 Listener = Callable[[str, dict[str, Any]], None]
@@ -90,7 +95,9 @@ class Run:
 
     def __post_init__(self) -> None:
         self.plan = Plan(self.recipe, self.train.lengths)
-        self.optimizer = make_optimizer(self.recipe, self.engine.parameters)
+        self.optimizer = make_optimizer(
+            self.recipe, self.engine.parameters, self.engine.b_parameters
+        )
         self.progress = Progress()
         self.began = time.perf_counter()
 
@@ -102,6 +109,8 @@ class Run:
             self.began = time.perf_counter() - self.progress.seconds
             self._evaluate_if_due(stop)
             for step in range(self.progress.step + 1, self.plan.steps + 1):
+                if self._has_stalled():
+                    break
                 metrics = self._step(step, stop)
                 append_json_line(self.folder / METRICS, metrics)
                 self.listen("step", metrics)
@@ -125,8 +134,7 @@ class Run:
         norm = clip_gradients(self.engine.parameters, self.recipe.max_grad_norm)
         self._stop_unless_finite(step, loss, norm)
         rate = learning_rate(self.recipe, step, self.plan.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         tokens = sum(batch.tokens for batch in batches)
@@ -164,6 +172,18 @@ class Run:
         due = step % self.plan.eval_steps == 0 or step == self.plan.steps
         if due and self.held_out and self.progress.evaluated_step != step:
             self._evaluate(stop)
+
+    def _has_stalled(self) -> bool:
+        """Whether the evaluations since the best one are as many as the user's patience."""
+        patience, progress = self.recipe.early_stopping_patience, self.progress
+        since = (progress.evaluated_step - progress.best_step) // self.plan.eval_steps
+        if not patience or progress.best_loss is None or since < patience:
+            return False
+        text = f"stopped after step {progress.step} of {self.plan.steps}: {since} evaluations since"
+        self.listen(
+            "note", {"text": f"{text} the lowest held-out loss, of step {progress.best_step}"}
+        )
+        return True
 
     def _evaluate(self, stop: threading.Event) -> None:
         """Held-out loss and a few answers to look at; the best trained adapter is kept."""

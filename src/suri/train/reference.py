@@ -1,5 +1,6 @@
 """The reference engine: transformers and peft in a plain way, over the same batches."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,12 @@ from suri.train.engine import Ids
 
 
 class ReferenceEngine:
-    """Padded rows through a transformers model with a peft adapter; slower, and independent."""
+    """Padded rows through a transformers model with a peft adapter; slower, and independent.
+
+    PiSSA (arXiv:2404.02948) and OLoRA (arXiv:2406.01775) start from B0 A0, a part of W that is
+    taken out of the base: what is learned is W - s B0 A0 + s B A. As an adapter of the base
+    itself that is a plain pair of twice the rank, [A; A0] and [B, -B0], which everybody can read.
+    """
 
     shares_prefix = False
 
@@ -26,13 +32,17 @@ class ReferenceEngine:
         settle()
         self.device = torch.device(device)
         self.model = _peft_model(recipe, base, adapter, device)
-        self.weights = {
-            name: tensor
-            for name, tensor in self.model.named_parameters()
-            if ".lora_A." in name or ".lora_B." in name
+        self.weights: dict[str, nn.Parameter] = {
+            name: tensor for name, tensor in self.model.named_parameters() if tensor.requires_grad
         }
-        self.load(adapter)
+        self.taken_out: dict[str, tuple[Tensor, Tensor]] = {}
+        if recipe.lora_variant in ("pissa", "olora"):
+            self.taken_out = {name: self._pair(name) for name in adapter.tensors}
+        else:
+            self.load(adapter)
         self.parameters: list[nn.Parameter] = list(self.weights.values())
+        # As peft's LoRA+ does, DoRA's magnitudes go with B.
+        self.b_parameters = [p for name, p in self.weights.items() if ".lora_A." not in name]
 
     def loss(self, batch: Batch, step: int | None) -> Tensor:
         """As in Engine: documents padded on the right to the longest, scores of every token."""
@@ -45,21 +55,43 @@ class ReferenceEngine:
 
     def adapter(self) -> Adapter:
         """As in Engine."""
-        tensors = {
-            name: (
-                self.weights[_key(name, "A")].detach().float().cpu().clone(),
-                self.weights[_key(name, "B")].detach().float().cpu().clone(),
-            )
-            for name in self.start.tensors
+        tensors = {name: self._pair(name) for name in self.start.tensors}
+        if self.taken_out:
+            return self._of_the_whole_base(tensors)
+        magnitudes = {
+            name: self._copy(name, "magnitude_vector")
+            for name in tensors
+            if _key(name, "magnitude_vector") in self.weights
         }
-        return replace(self.start, tensors=tensors)
+        return replace(self.start, tensors=tensors, magnitudes=magnitudes)
 
     def load(self, adapter: Adapter) -> None:
         """As in Engine."""
+        r = self.start.r
         with torch.no_grad():
-            for name, pair in adapter.tensors.items():
-                for letter, tensor in zip("AB", pair, strict=True):
-                    self.weights[_key(name, letter)].copy_(tensor)
+            for name, (a, b) in adapter.tensors.items():
+                self.weights[_key(name, "A")].copy_(a[:r])
+                self.weights[_key(name, "B")].copy_(b[:, :r])
+                if self.taken_out:
+                    self.taken_out[name] = (a[r:].clone(), -b[:, r:])
+            for name, magnitude in adapter.magnitudes.items():
+                self.weights[_key(name, "magnitude_vector")].copy_(magnitude)
+
+    def _of_the_whole_base(self, tensors: dict[str, tuple[Tensor, Tensor]]) -> Adapter:
+        """The plain adapter of the untouched base that equals these pairs on what is left of it."""
+        whole = {}
+        for name, (a, b) in tensors.items():
+            a_out, b_out = self.taken_out[name]
+            whole[name] = (torch.cat([a, a_out]), torch.cat([b, -b_out], dim=1))
+        # Twice the rank with the same scaling, alpha / r or alpha / sqrt(r).
+        alpha = self.start.alpha * (math.sqrt(2) if self.start.rslora else 2)
+        return replace(self.start, r=2 * self.start.r, alpha=alpha, tensors=whole)
+
+    def _pair(self, module: str) -> tuple[Tensor, Tensor]:
+        return self._copy(module, "A"), self._copy(module, "B")
+
+    def _copy(self, module: str, part: str) -> Tensor:
+        return self.weights[_key(module, part)].detach().float().cpu().clone()
 
     def answers(self, prompts: list[Ids], eos_id: int, max_new_tokens: int) -> list[list[int]]:
         """As in Engine, one prompt after the other."""
@@ -96,8 +128,8 @@ def padded(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return ids, mask, targets
 
 
-def _key(module: str, letter: str) -> str:
-    return f"base_model.model.{module}.lora_{letter}.default.weight"
+def _key(module: str, part: str) -> str:
+    return f"base_model.model.{module}.lora_{part}.default.weight"
 
 
 def _peft_model(recipe: Recipe, base: Path, adapter: Adapter, device: str) -> Any:
@@ -111,6 +143,11 @@ def _peft_model(recipe: Recipe, base: Path, adapter: Adapter, device: str) -> An
         ) from None
     quantization = None
     if recipe.quantize == "nf4":
+        # On a CPU bitsandbytes packs the weights anew, and peft takes no row's length of those.
+        if recipe.lora_variant == "dora" and device == "cpu":
+            raise UsageError(
+                "DoRA on a base in nf4 needs a GPU", do="--quantize none, with --overwrite"
+            )
         quantization = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -128,6 +165,11 @@ def _peft_model(recipe: Recipe, base: Path, adapter: Adapter, device: str) -> An
         r=adapter.r,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
+        use_rslora=adapter.rslora,
+        use_dora=recipe.lora_variant == "dora",
+        init_lora_weights=recipe.lora_variant
+        if recipe.lora_variant in ("pissa", "olora")
+        else True,
         target_modules=list(adapter.targets),
     )
     return get_peft_model(model, config, autocast_adapter_dtype=True)

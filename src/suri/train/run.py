@@ -14,7 +14,7 @@ from suri.data.findings import KINDS, SHOWN
 from suri.data.prompt import PROMPT_FILE, Prompt, find_prompt, read_prompt
 from suri.data.records import Record, write_records
 from suri.data.split import Rows, load_rows
-from suri.errors import DataError
+from suri.errors import DataError, UsageError
 from suri.files import disk_errors_explained, write_json
 from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter, initial_adapter, write_adapter
 from suri.model.config import read_config
@@ -26,6 +26,7 @@ from suri.train.checkpoint import Progress
 from suri.train.engine import Answerer, Engine, SuriEngine
 from suri.train.loop import Listener, Plan, Run
 from suri.train.run_folder import finish_run, open_run, peak_memory_bytes, recorded_recipe
+from suri.train.trackers import reporting
 
 SAMPLES, SAMPLE_TOKENS = 3, 32
 """Held-out prompts answered at each evaluation, and the most tokens of each answer."""
@@ -37,14 +38,14 @@ def train(recipe: Recipe, listen: Listener, answerer: Answerer) -> dict[str, Any
     `answerer` writes the sample answers: decoding is done above this room.
     """
     if recipe.resume or recipe.resume_from_checkpoint:
-        recipe = recorded_recipe(_run_of(recipe), recipe)
-        recipe = replace(recipe, output_dir=str(_run_of(recipe)))
-    with disk_errors_explained(Path(recipe.output_dir)):
-        return _train(recipe, listen, answerer)
+        recipe = recorded_recipe(run_folder_of(recipe), recipe)
+        recipe = replace(recipe, output_dir=str(run_folder_of(recipe)))
+    with disk_errors_explained(Path(recipe.output_dir)), reporting(recipe, listen) as tell:
+        return _train(recipe, tell, answerer)
 
 
-def _run_of(recipe: Recipe) -> Path:
-    """The run folder that a resume means: output_dir, or the one around the checkpoint named."""
+def run_folder_of(recipe: Recipe) -> Path:
+    """The folder of a run: output_dir, or the one around the checkpoint that a resume names."""
     named = Path(recipe.resume_from_checkpoint.strip())
     if not recipe.resume_from_checkpoint:
         return Path(recipe.output_dir.strip())
@@ -69,6 +70,11 @@ def _train(recipe: Recipe, listen: Listener, answerer: Answerer) -> dict[str, An
             f"{recipe.cutoff_len}",
             do="raise --cutoff_len",
         )
+    if recipe.early_stopping_patience and not held_out.examples:
+        raise UsageError(
+            "--early_stopping_patience needs held-out rows, and there are none",
+            do="raise --val_set_size, or name a file with --val_set_path",
+        )
     adapter = initial_adapter(
         config,
         r=recipe.lora_r,
@@ -76,6 +82,7 @@ def _train(recipe: Recipe, listen: Listener, answerer: Answerer) -> dict[str, An
         targets=recipe.lora_target_modules,
         seed=recipe.seed,
         dropout=recipe.lora_dropout,
+        rslora=recipe.use_rslora,
         base=base_identity(base, recipe.quantize, recipe.base_model.strip()),
     )
     adapter_bytes = sum(4 * (a.numel() + b.numel()) for a, b in adapter.tensors.values())
@@ -98,7 +105,8 @@ def _train(recipe: Recipe, listen: Listener, answerer: Answerer) -> dict[str, An
     )
     progress = run.train_all()
     result = _result(recipe, progress, encoded, device) | {
-        "total_seconds": round(time.perf_counter() - began, 3)
+        "stopped_early": progress.step < run.plan.steps,
+        "total_seconds": round(time.perf_counter() - began, 3),
     }
     _publish_adapter(folder, engine, progress)
     finish_run(folder, recipe, result)
@@ -211,6 +219,7 @@ def _result(recipe: Recipe, progress: Progress, encoded: Encoded, device: str) -
         "best_step": progress.best_step,
         "quantize": recipe.quantize,
         "engine": recipe.engine,
+        "lora_variant": recipe.lora_variant,
         "weights": "last adapter"
         if best is None
         else f"adapter of step {progress.best_step}, the lowest held-out loss",

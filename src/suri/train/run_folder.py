@@ -59,7 +59,7 @@ def _clear(folder: Path, overwrite: bool) -> None:
         )
     for name in OURS:
         (folder / name).unlink(missing_ok=True)
-    for name in ("checkpoints", "best"):
+    for name in ("checkpoints", "best", "tensorboard", "wandb"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
@@ -145,6 +145,12 @@ def finish_run(folder: Path, recipe: Recipe, result: dict[str, Any]) -> None:
     write_manifest(folder)
 
 
+def _use(recipe: Recipe) -> str:
+    if recipe.lora_variant == "dora":
+        return "Use: peft's `PeftModel.from_pretrained(base, DIR)`, or its `merge_and_unload()`."
+    return "Chat: `suri chat DIR`. Merge: `suri merge DIR --to hf --output_dir OUT`."
+
+
 def model_card(recipe: Recipe, result: dict[str, Any], data: dict[str, Any]) -> str:
     """What somebody who finds the adapter alone needs to know, as Markdown."""
     loss = result["held_out_loss"]
@@ -169,5 +175,5 @@ Trained by Suri from `{recipe.base_model}` on {result["rows"]} rows of `{recipe.
 
 - Prompt: `prompt.json`. Settings: `recipe.toml`. Losses over time: `metrics.jsonl`.
 - Data: sha256 `{data.get("sha256", "")}`. Licence of the data: {licence}.
-- Chat: `suri chat DIR`. Merge: `suri merge DIR --to hf --output_dir OUT`.
+- {_use(recipe)}
 """

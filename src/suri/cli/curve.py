@@ -1,0 +1,131 @@
+"""The losses of a run as a curve of characters, for a terminal at the end of a training."""
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+Points = Sequence[tuple[float, float]]
+"""Step and loss of each point, in the order of the steps."""
+
+FEWEST_STEPS = 8
+"""A curve of fewer steps says no more than the figures beside it."""
+ACROSS, DOWN = 2, 4
+"""Dots of one braille character."""
+BRAILLE = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
+"""The bit of each dot above U+2800, by row and column."""
+
+
+def loss_curve(
+    metrics: Iterable[dict[str, Any]],
+    *,
+    width: int = 60,
+    height: int = 10,
+    ascii_only: bool = False,
+) -> list[str]:
+    """Lines that show smoothed training loss and held-out points of a run's metrics, with axes.
+
+    `width` and `height` are the characters of the area between the axes. Gives no line where
+    there are fewer than FEWEST_STEPS steps.
+    """
+    lines = list(metrics)
+    training = [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
+    held_out = [(line["step"], line["eval/loss"]) for line in lines if "eval/loss" in line]
+    if len(training) < FEWEST_STEPS:
+        return []
+    reach = len(training) // 15
+    curve = smooth(training, reach)
+    canvas = Canvas([*curve, *held_out], width, height)
+    canvas.draw(curve)
+    picture = [canvas.row(row, ascii_only) for row in range(height)]
+    for step, loss in held_out:
+        row, column = canvas.cell(step, loss)
+        picture[row] = picture[row][:column] + "o" + picture[row][column + 1 :]
+    key = f"{'*' if ascii_only else '⠒'} training loss"
+    key += f" (mean of {2 * reach + 1} steps)" if reach else ""
+    key += "   o held-out loss" if held_out else ""
+    return [*with_axes(picture, canvas, ascii_only), f"{'':9} {key}"]
+
+
+def smooth(points: Points, reach: int) -> Points:
+    """Each loss becomes the mean of itself and up to `reach` neighbours on either side."""
+    smoothed = []
+    for place, (step, _) in enumerate(points):
+        around = points[max(0, place - reach) : place + reach + 1]
+        smoothed.append((step, sum(loss for _, loss in around) / len(around)))
+    return smoothed
+
+
+class Canvas:
+    """A grid of dots, `ACROSS` by `DOWN` in each character, scaled so that all points fit."""
+
+    def __init__(self, points: Points, width: int, height: int) -> None:
+        steps, losses = [step for step, _ in points], [loss for _, loss in points]
+        self.first, self.last = min(steps), max(steps)
+        self.low, self.high = min(losses), max(losses)
+        self.width, self.height = width, height
+        self.dots: set[tuple[int, int]] = set()
+
+    def dot(self, step: float, loss: float) -> tuple[int, int]:
+        """The row (from the top) and column of a point's dot."""
+        right = (step - self.first) / (self.last - self.first)
+        below = (self.high - loss) / (self.high - self.low) if self.high > self.low else 0.5
+        return (
+            round(below * (DOWN * self.height - 1)),
+            round(right * (ACROSS * self.width - 1)),
+        )
+
+    def cell(self, step: float, loss: float) -> tuple[int, int]:
+        """The row and column of the character that holds a point."""
+        row, column = self.dot(step, loss)
+        return row // DOWN, column // ACROSS
+
+    def draw(self, points: Points) -> None:
+        """Set the dots of the points and of the straight lines between them."""
+        for (row, column), (next_row, next_column) in pairwise(self.dot(*p) for p in points):
+            count = max(abs(next_row - row), abs(next_column - column), 1)
+            for part in range(count + 1):
+                share = part / count
+                self.dots.add(
+                    (
+                        round(row + share * (next_row - row)),
+                        round(column + share * (next_column - column)),
+                    )
+                )
+
+    def row(self, row: int, ascii_only: bool) -> str:
+        """One line of characters."""
+        return "".join(self._character(row, column, ascii_only) for column in range(self.width))
+
+    def _character(self, row: int, column: int, ascii_only: bool) -> str:
+        bits = sum(
+            bit
+            for down, line in enumerate(BRAILLE)
+            for across, bit in enumerate(line)
+            if (row * DOWN + down, column * ACROSS + across) in self.dots
+        )
+        if not bits:
+            return " "
+        return "*" if ascii_only else chr(0x2800 + bits)
+
+
+def with_axes(picture: list[str], canvas: Canvas, ascii_only: bool) -> list[str]:
+    """The picture with losses on its left and steps below."""
+    tick, side, corner, floor = "||+-" if ascii_only else "┤│└─"
+    middle = canvas.height // 2
+    per_row = (canvas.high - canvas.low) / max(1, canvas.height - 1)
+    numbers = {
+        0: f"{canvas.high:.3f}",
+        middle: f"{canvas.high - middle * per_row:.3f}",
+        canvas.height - 1: f"{canvas.low:.3f}",
+    }
+    lines = [
+        f"{numbers.get(row, ''):>8} {tick if row in numbers else side}{text.rstrip()}"
+        for row, text in enumerate(picture)
+    ]
+    first, halfway, last = (
+        f"{step:g}" for step in (canvas.first, (canvas.first + canvas.last) // 2, canvas.last)
+    )
+    half = canvas.width // 2
+    below = first.ljust(half - len(halfway) // 2) + halfway
+    lines.append(f"{'':8} {corner}{floor * canvas.width}")
+    return [*lines, f"{'step':>8}  {below.ljust(canvas.width - len(last))}{last}"]
