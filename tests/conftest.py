@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-# As the command line sets it; torch reads it when it is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+from suri.cli.main import THREADS
+
+# As the command line sets them; torch reads them when it is loaded.
+os.environ.update({name: os.environ.get(name, value) for name, value in THREADS.items()})
 
 import torch
 

@@ -98,20 +98,29 @@ def test_an_input_that_needs_no_gradient_gets_none() -> None:
     assert layer.pairs["v_proj"].b.grad.abs().max() > 0
 
 
-def test_norm_alone_and_rotation_have_autograd_s_gradients() -> None:
+def test_norm_alone_has_autograd_s_gradient() -> None:
     x = torch.randn(7, 24, generator=seeded(1), requires_grad=True)
     twin = x.detach().clone().requires_grad_()
     norm()(x).square().sum().backward()
     plain_norm(twin).square().sum().backward()
     assert torch.allclose(x.grad, twin.grad, rtol=1e-4, atol=1e-4)
 
-    x = torch.randn(7, 3, 10, generator=seeded(2), requires_grad=True)
+
+def test_rotation_turns_complex_numbers_and_its_gradient_turns_them_back() -> None:
+    x = torch.randn(7, 4, 10, generator=seeded(2), requires_grad=True)
     twin = x.detach().clone().requires_grad_()
     angles = torch.arange(7.0)[:, None, None] * torch.tensor([1.0, 0.5, 0.2, 0.1, 0.03])
-    upstream = torch.randn(7, 3, 10, generator=seeded(3))
-    rotate(x, (angles.cos(), angles.sin())).backward(upstream)
-    pairs = torch.complex(twin[..., :5], twin[..., 5:]) * torch.polar(torch.ones(()), angles)
-    torch.cat([pairs.real, pairs.imag], dim=-1).backward(upstream)
+    upstream = torch.randn(7, 4, 10, generator=seeded(3))
+    turned = rotate(x * 1.0, (angles.cos(), angles.sin()), 3)
+    kept = upstream.clone()
+    turned.backward(upstream)
+    assert torch.equal(upstream, kept)  # it is the caller's
+
+    pairs = torch.complex(twin[:, :3, :5], twin[:, :3, 5:])
+    pairs = pairs * torch.polar(torch.ones(()), angles)
+    wanted = torch.cat([torch.cat([pairs.real, pairs.imag], dim=-1), twin[:, 3:]], dim=1)
+    wanted.backward(upstream)
+    assert torch.allclose(turned, wanted, rtol=1e-5, atol=1e-6)
     assert torch.allclose(x.grad, twin.grad, rtol=1e-5, atol=1e-6)
 
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from suri.model.attention import Attend
 from suri.model.config import ModelConfig
 from suri.model.elementwise import Norm, SwiGLU, rotate
-from suri.model.kernels import keep_memory, product
+from suri.model.kernels import keep_memory
 from suri.model.linear import Dropout, Linear, LowRank
+from suri.model.storage import Dense, Storage
 from suri.model.vector_math import settle
 
 SWIGLU = SwiGLU()
@@ -42,7 +43,8 @@ class Layer(nn.Module):
 
         With `kept`, indices [N], only those tokens' results are made, [N, hidden].
         """
-        q, k, v = self._heads(x, rotation, head_dim, dropout)
+        qkv = self._turned_heads(x, rotation, head_dim, dropout)
+        q, k, v = qkv.split([size // head_dim for size in self.qkv.sizes], dim=1)
         mixed = attend(self.number, q, k, v).flatten(1)
         if kept is not None:
             x, mixed = x[kept], mixed[kept]
@@ -50,18 +52,17 @@ class Layer(nn.Module):
         gate_up = self.gate_up(x, self.mlp_norm, dropout)
         return cast(Tensor, x + self.down(gate_up, SWIGLU, dropout))
 
-    def _heads(
+    def _turned_heads(
         self, x: Tensor, rotation: tuple[Tensor, Tensor], head_dim: int, dropout: Dropout | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """q [T, heads, d], k and v [T, kv_heads, d]; q and k turned."""
-        qkv = self.qkv(x, self.input_norm, dropout).unflatten(-1, (-1, head_dim))
+    ) -> Tensor:
+        """The heads of q, k and v side by side, [T, all heads, d]; those of q and k are turned."""
+        qkv = self.qkv(x, self.input_norm, dropout)
+        qkv = qkv.view(len(qkv), -1, head_dim)
         heads, kv_heads, _ = (size // head_dim for size in self.qkv.sizes)
-        turning, v = qkv.split([heads + kv_heads, kv_heads], dim=1)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = turning.split([heads, kv_heads], dim=1)
-            turning = torch.cat([self.q_norm(q), self.k_norm(k)], dim=1)
-        q, k = rotate(turning, rotation).split([heads, kv_heads], dim=1)
-        return q, k, v
+            q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
+            qkv = torch.cat([self.q_norm(q), self.k_norm(k), v], dim=1)
+        return rotate(qkv, rotation, heads + kv_heads)
 
 
 def rotary_frequencies(config: ModelConfig) -> Tensor:
@@ -101,14 +102,22 @@ class Decoder(nn.Module):
     frequencies: Tensor
 
     def __init__(
-        self, config: ModelConfig, embedding: Tensor, layers: list[Layer], norm: Norm, head: Tensor
+        self,
+        config: ModelConfig,
+        embedding: Tensor,
+        layers: list[Layer],
+        norm: Norm,
+        head: Tensor,
+        scorer: Storage | None = None,
     ) -> None:
+        """`scorer`: the head as another storage, for the scores alone (their gradient is exact)."""
         super().__init__()
         self.config = config
         self.layers = nn.ModuleList(layers)
         self.norm = norm
         self.register_buffer("embedding", embedding)
         self.register_buffer("head", head)
+        self.scorer: Storage = scorer or Dense([head])
         settle()
         keep_memory()
         frequencies = rotary_frequencies(config).to(embedding.device)
@@ -138,7 +147,7 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores [N, vocab] of the next token, in fp32 at least, of hidden [N, hidden]."""
-        scores = product(self.norm(hidden), self.head)
+        scores = self.scorer.product(self.norm(hidden))
         return scores if scores.dtype == torch.float64 else scores.float()
 
     def linears(self) -> Iterator[tuple[str, Linear, str]]:

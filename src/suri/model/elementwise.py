@@ -105,35 +105,37 @@ class _Apply(torch.autograd.Function):
         return ctx.before.pullback(x, gradients[0]), None
 
 
-def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn pairs (i, i + d/2) of x [T, heads, d] by their position's angles.
+def rotate(x: Tensor, rotation: tuple[Tensor, Tensor], heads: int) -> Tensor:
+    """Turn the first `heads` heads of x [T, all heads, d] by their positions' angles, in place.
 
-    `rotation` is (cos, sin), each [T, 1, d/2]. Rotary embedding (Su et al., 2021,
-    arXiv:2104.09864) in the half-split layout of HF weights.
+    Pairs (i, i + d/2) turn; `rotation` is (cos, sin), each [T, 1, d/2]. Rotary embedding
+    (Su et al., 2021, arXiv:2104.09864) in the half-split layout of HF weights. x is given up.
     """
     cos, sin = rotation
     if not x.requires_grad:
-        return _turned(x, cos, sin)
-    return cast(Tensor, _Rotation.apply(x, cos, sin))  # type: ignore[no-untyped-call]
+        return _turn(x, cos, sin, heads)
+    return cast(Tensor, _Rotation.apply(x, cos, sin, heads))  # type: ignore[no-untyped-call]
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    result = torch.empty_like(x)
-    (a, b), (first, second) = x.chunk(2, dim=-1), result.chunk(2, dim=-1)
-    torch.mul(a, cos, out=first).addcmul_(b, sin, value=-1)
-    torch.mul(b, cos, out=second).addcmul_(a, sin)
-    return result
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    first, second = x[:, :heads].chunk(2, dim=-1)
+    unturned = first.clone()
+    first.mul_(cos).addcmul_(second, sin, value=-1)
+    second.mul_(cos).addcmul_(unturned, sin)
+    return x
 
 
 class _Rotation(torch.autograd.Function):
-    """Backward turns the gradient the other way."""
+    """Backward turns the gradient the other way, in place too: nothing else holds it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin)
+        ctx.heads = heads
+        ctx.mark_dirty(x)
+        return _turn(x, cos, sin, heads)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         cos, sin = ctx.saved_tensors
-        return _turned(gradients[0], cos, -sin), None, None
+        return _turn(gradients[0].clone(), cos, -sin, ctx.heads), None, None, None

@@ -111,5 +111,5 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return
-    mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+    mallopt(M_MMAP_THRESHOLD, 1 << 25)
     mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)

@@ -62,7 +62,8 @@ def load_decoder(
     if not config.tied_head:
         head = source("lm_head.weight", (config.vocab_size, config.hidden_size))
     norm = Norm(source("model.norm.weight", (config.hidden_size,)), config.norm_eps)
-    decoder = Decoder(config, embedding, layers, norm, head)
+    scorer = Int8([head]) if quantize == "int8" else None
+    decoder = Decoder(config, embedding, layers, norm, head, scorer)
     if adapter is not None:
         adapter.attach(decoder)
     return decoder

@@ -111,30 +111,34 @@ class Int8(nn.Module):
 
     def product(self, x: Tensor) -> Tensor:
         """As in Storage."""
-        y = self._scaled(x, self.weight.t(), hidden=self.columns).mul_(self.scale)
+        y = self._scaled(x, self.weight.t(), self.columns).mul_(self.scale).to(x.dtype)
         if len(self.columns):
             y.addmm_(x[:, self.columns], self.exact.t())
         return y
 
     def pullback(self, gradient: Tensor) -> Tensor:
         """As in Storage."""
-        dx = self._scaled(gradient * self.scale, self.weight)
+        dx = self._scaled(gradient * self.scale, self.weight).to(gradient.dtype)
         if len(self.columns):
             dx[:, self.columns] = gradient @ self.exact
         return dx
 
-    def _scaled(self, x: Tensor, weight: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """x @ weight in int8, fp32; `hidden` columns of x do not take part (their weight is 0)."""
-        if hidden is not None and len(hidden):
-            x = x.index_fill(1, hidden, 0)
-        packed, scale = quantize_int8(x)
+    def _scaled(self, x: Tensor, weight: Tensor, apart: Tensor | None = None) -> Tensor:
+        """x @ weight in int8, fp32; columns `apart` of x meet weights of 0."""
+        packed, scale = quantize_int8(x, apart)
         return int8_product(packed, weight).to(torch.float32).mul_(scale)
 
 
-def quantize_int8(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Round x [rows, n] to int8 by each row's largest entry; gives it and scale [rows, 1], fp32."""
-    scale = x.abs().amax(dim=1, keepdim=True).float().clamp_(min=1e-12).div_(127)
-    return (x / scale).round_().to(torch.int8), scale
+def quantize_int8(x: Tensor, apart: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Round x [rows, n] to int8 by each row's largest entry; gives it and scale [rows, 1], fp32.
+
+    Columns `apart` are left out when the largest entry is looked for, and come out meaningless.
+    """
+    sizes = x.abs()
+    if apart is not None and len(apart):
+        sizes[:, apart] = 0
+    scale = sizes.amax(dim=1, keepdim=True).float().clamp_(min=1e-12).div_(127)
+    return torch.mul(x, 1 / scale).round_().to(torch.int8), scale
 
 
 def outliers(largest: Tensor) -> Tensor:

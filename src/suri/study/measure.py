@@ -156,7 +156,9 @@ def score_responses(model: Model, examples: Sequence[Example], spec: Spec) -> di
         documents = np.repeat(np.arange(len(batch.rows)), batch.lengths)[learned.cpu()]
         for place, row in enumerate(batch.rows):
             mine = torch.from_numpy(documents == place).to(hidden.device)
-            loss = head_loss(decoder.norm(hidden[mine]), decoder.head, targets[mine])
+            loss = head_loss(
+                decoder.norm(hidden[mine]), decoder.head, targets[mine], decoder.scorer
+            )
             count = int(mine.sum())
             losses.append({"row": row, "loss_sum": float(loss), "learned_tokens": count})
         room = PROBED_TOKENS - sum(len(part) for part in probed)

@@ -52,12 +52,26 @@ class SuriEngine:
     """Our own decoder: packed streams, learned rows only."""
 
     def __init__(
-        self, recipe: Recipe, base: Path, adapter: Adapter, device: str, answerer: Answerer
+        self,
+        recipe: Recipe,
+        base: Path,
+        adapter: Adapter,
+        device: str,
+        answerer: Answerer,
+        probe: Ids = (),
     ) -> None:
+        """`probe`: some of the tokens to learn, by which an int8 base finds its outliers."""
         self.recipe, self.answerer, self.start = recipe, answerer, adapter
         self.shares_prefix = recipe.lora_dropout == 0  # copies of a token are dropped differently
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        self.decoder = load_decoder(base, quantize=recipe.quantize, dtype=dtype, device=device)
+        ids = (
+            torch.as_tensor(np.asarray(probe, dtype=np.int64), device=device)
+            if len(probe)
+            else None
+        )
+        self.decoder = load_decoder(
+            base, quantize=recipe.quantize, dtype=dtype, device=device, probe=ids
+        )
         adapter.attach(self.decoder, trainable=True)
         self.pairs = self.decoder.pairs()
         self.parameters = [p for pair in self.pairs.values() for p in (pair.a, pair.b)]

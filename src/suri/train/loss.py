@@ -10,8 +10,9 @@ from suri.model.attention import PackedAttention
 from suri.model.decoder import Decoder
 from suri.model.kernels import product
 from suri.model.linear import Dropout
+from suri.model.storage import Dense, Storage
 
-CHUNK_BYTES = 64_000_000
+CHUNK_BYTES = 32_000_000
 """Most memory that the scores of one chunk of tokens may take."""
 
 
@@ -24,7 +25,7 @@ def summed_loss(
     """
     learned, targets = learned_rows(batch, decoder.embedding.device)
     hidden = hidden_states(decoder, batch, dropout, learned)
-    loss = head_loss(decoder.norm(hidden), decoder.head, targets)
+    loss = head_loss(decoder.norm(hidden), decoder.head, targets, decoder.scorer)
     return loss, batch.learned_tokens
 
 
@@ -45,9 +46,16 @@ def learned_rows(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
     return places.to(device), targets.to(device)
 
 
-def head_loss(normed: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-    """Summed cross-entropy of the scores normed [N, hidden] @ head^T [hidden, vocab]; fp32."""
-    return cast(Tensor, _HeadLoss.apply(normed, head, targets))  # type: ignore[no-untyped-call]
+def head_loss(
+    normed: Tensor, head: Tensor, targets: Tensor, scorer: Storage | None = None
+) -> Tensor:
+    """Summed cross-entropy of the scores normed [N, hidden] @ head^T [hidden, vocab]; fp32.
+
+    `scorer` may be the head in another storage that makes the scores; their gradient goes back
+    through `head` itself, since most of its entries are too small for 8 bits.
+    """
+    scorer = scorer or Dense([head])
+    return cast(Tensor, _HeadLoss.apply(normed, head, targets, scorer))  # type: ignore[no-untyped-call]
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -57,7 +65,7 @@ class _HeadLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, normed: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, normed: Tensor, head: Tensor, targets: Tensor, scorer: Storage) -> Tensor:
         chunk = max(1, CHUNK_BYTES // (4 * head.shape[0]))
         wide = torch.float64 if normed.dtype == torch.float64 else torch.float32
         total = torch.zeros((), dtype=wide, device=normed.device)
@@ -65,7 +73,7 @@ class _HeadLoss(torch.autograd.Function):
         for start in range(0, len(targets), chunk):
             part = slice(start, start + chunk)
             wanted = targets[part].unsqueeze(1)
-            scores = product(normed[part], head).to(wide)
+            scores = scorer.product(normed[part]).to(wide)
             likeliest, place = scores.max(dim=1, keepdim=True)
             asked = scores.gather(1, wanted)
             chances = torch.softmax(scores, dim=1, out=scores)
@@ -79,6 +87,6 @@ class _HeadLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * gradients[0].to(gradient.dtype), None, None
+        return gradient * gradients[0].to(gradient.dtype), None, None, None

@@ -23,11 +23,13 @@ from suri.model.tokenizer import Tokenizer, read_tokenizer
 from suri.model.weights import base_identity, find_base
 from suri.recipe import Recipe
 from suri.train.checkpoint import Progress
-from suri.train.engine import Answerer, Engine, SuriEngine
+from suri.train.engine import Answerer, Engine, Ids, SuriEngine
 from suri.train.loop import Listener, Plan, Run
 from suri.train.run_folder import finish_run, open_run, peak_memory_bytes, recorded_recipe
 from suri.train.trackers import reporting
 
+PROBE = 512
+"""Tokens of the first rows that an int8 base is calibrated on."""
 SAMPLES, SAMPLE_TOKENS = 3, 32
 """Held-out prompts answered at each evaluation, and the most tokens of each answer."""
 
@@ -91,7 +93,7 @@ def _train(recipe: Recipe, listen: Listener, answerer: Answerer) -> dict[str, An
     for text in _notes(recipe, rows, encoded, device):
         listen("note", {"text": text})
     listen("note", {"text": _summary(recipe, encoded, held_out, adapter_bytes, device)})
-    engine = _engine(recipe, base, adapter, device, answerer)
+    engine = _engine(recipe, base, adapter, device, answerer, encoded.examples.ids[:PROBE])
     samples = rows.held_out[:SAMPLES]
     run = Run(
         recipe=recipe,
@@ -122,10 +124,10 @@ def _prompt(recipe: Recipe, tokenizer: Tokenizer) -> Prompt:
 
 
 def _engine(
-    recipe: Recipe, base: Path, adapter: Adapter, device: str, answerer: Answerer
+    recipe: Recipe, base: Path, adapter: Adapter, device: str, answerer: Answerer, probe: Ids
 ) -> Engine:
     if recipe.engine == "suri":
-        return SuriEngine(recipe, base, adapter, device, answerer)
+        return SuriEngine(recipe, base, adapter, device, answerer, probe)
     from suri.train.reference import ReferenceEngine
 
     return ReferenceEngine(recipe, base, adapter, device)
