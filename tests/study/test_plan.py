@@ -50,8 +50,8 @@ def test_the_plan_that_comes_along_can_be_prepared(tmp_path):
         ("[study]\nrows = []", "whole numbers"),
         ("[study]\nrows = [0]", "whole numbers"),
         ("[study]\nrows = [true]", "whole numbers"),
-        ("[study]\nquantize = ['int3']", "none and nf4"),
-        ("[study]\nquantize = 'nf4'", "none and nf4"),
+        ("[study]\nquantize = ['int3']", "none and int8 and nf4"),
+        ("[study]\nquantize = 'nf4'", "none and int8 and nf4"),
         ("[recipe]\nlora_rank = 2", "did you mean lora_r"),
     ],
 )

@@ -18,6 +18,7 @@ from suri.model.adapter import is_adapter, read_adapter
 from suri.model.config import read_config
 from suri.model.decoder import Decoder
 from suri.model.load import choose_device, load_decoder
+from suri.model.storage import IN_USE
 from suri.model.tokenizer import FILE, SENTENCEPIECE, Tokenizer, read_tokenizer
 from suri.model.weights import base_identity, find_base, recorded_base
 from suri.recipe import EMBEDDED, Decoding
@@ -101,7 +102,8 @@ def open_model(
     adapter = read_adapter(adapter_folder) if adapter_folder else None
     recorded = adapter.base if adapter else {}
     _warn_of_other_base(base, recorded)
-    storage = "int8-weight" if load_8bit else quantize or recorded.get("quantize") or "none"
+    trained_on = quantize or recorded.get("quantize") or "none"
+    storage = "int8-weight" if load_8bit else IN_USE[trained_on]
     place = choose_device(device)
     if dtype == "auto":
         dtype = "float32" if place == "cpu" else "bfloat16"

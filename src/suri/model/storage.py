@@ -200,6 +200,9 @@ def nf4_roundtrip(weight: Tensor) -> Tensor:
     return dequantize_nf4(quantize_nf4(weight))
 
 
+IN_USE = {"none": "none", "int8": "none", "nf4": "nf4"}
+"""How a base is stored in use by how it was stored in training. int8 makes training faster and
+belongs to no weights: what was learned is added to the base as it is."""
 STORAGE: dict[str, type[Dense] | type[Int8Weight] | type[Int8] | type[NF4]] = {
     "none": Dense,
     "watched": Watched,

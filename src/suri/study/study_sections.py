@@ -15,7 +15,7 @@ from suri.study.statements import (
 from suri.study.summary import MEASURES, METHODS, SPEEDS, Measure
 
 TITLE = "LoRA and QLoRA over data sizes"
-SERIES = {"none": 1, "nf4": 2}
+SERIES = {"none": 1, "nf4": 2, "int8": 3}
 MEMORY = SPEEDS["peak_memory_bytes"]
 TIMES = {
     "seconds_per_step": Measure("Time per step", "s", digits=2),

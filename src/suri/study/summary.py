@@ -11,7 +11,7 @@ from suri.study.scores import Interval, difference_interval, mean_interval, shar
 
 BASE, ADAPTER, HF, META = "base", "adapter", "hf", "meta"
 WAYS = {BASE: "base", ADAPTER: "adapter", HF: "merged HF", META: "merged Meta"}
-METHODS = {"none": "LoRA", "nf4": "QLoRA"}
+METHODS = {"none": "LoRA", "int8": "LoRA in int8", "nf4": "QLoRA"}
 
 Entry = dict[str, Any]
 """One held-out row of answers.jsonl, or one trial of a study."""
@@ -199,7 +199,8 @@ def _same_seeds(
 ) -> tuple[list[Entry], list[Entry]]:
     """The trials of one size without and with nf4, those whose seed both have, in pairs."""
     plain, quantized = (
-        {trial["seed"]: trial for trial in cells.get((rows, method), [])} for method in METHODS
+        {trial["seed"]: trial for trial in cells.get((rows, method), [])}
+        for method in ("none", "nf4")
     )
     seeds = [seed for seed in plain if seed in quantized]
     return [plain[seed] for seed in seeds], [quantized[seed] for seed in seeds]
