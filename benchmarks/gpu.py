@@ -18,7 +18,6 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 for folder in (HERE, HERE.parent / "src"):
     sys.path.insert(0, str(folder))
-os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 STARTED = time.perf_counter()
 

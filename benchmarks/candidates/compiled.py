@@ -55,11 +55,27 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def elementwise(backend: str) -> list[Callable]:
-    """The five functions, each compiled for any number of tokens."""
-    return [
-        torch.compile(function, backend=backend, dynamic=True)
-        for function in (norm, norm_pullback, swiglu, swiglu_pullback, turned)
-    ]
+    """The five functions, each compiled for any number of tokens and for known widths."""
+    functions = (norm, norm_pullback, swiglu, swiglu_pullback, turned)
+    return [_for_any_tokens(function, backend) for function in functions]
+
+
+def _for_any_tokens(function: Callable, backend: str) -> Callable:
+    compiled = torch.compile(function, backend=backend)
+
+    def call(x: Tensor, *others: Any) -> Tensor:
+        tokens = len(x)
+        _let_vary(tokens, x, *others)
+        return compiled(x, *others)
+
+    return call
+
+
+def _let_vary(tokens: int, *tensors: Any) -> None:
+    """Tell the compiler that their first size is the number of tokens, if it is."""
+    for tensor in tensors:
+        if isinstance(tensor, Tensor) and len(tensor) == tokens and tensor.dim() > 1:
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
 
 class Weights(NamedTuple):
@@ -122,20 +138,24 @@ def layer(
     return x + _adapted(swiglu(gate_up), weights.down, weights.pairs[6:], sizes.scaling)
 
 
-def packed_layer(
-    x: Tensor, rotation: Any, weights: Weights, sizes: Sizes, ends: Any, longest: Any, places: Any
-) -> Tensor:
+def packed_layer() -> Callable:
     """A layer on a GPU, all documents in one call."""
     from torch.nn.attention.varlen import varlen_attn
 
     options = varlen_options()
 
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if places is not None:
-            k, v = k[places], v[places]
-        return varlen_attn(q, k, v, *ends, *longest, **options)
+    def function(
+        x: Tensor, rotation: Any, weights: Weights, sizes: Sizes, ends: Any, longest: Any,
+        places: Any,
+    ) -> Tensor:  # fmt: skip
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if places is not None:
+                k, v = k[places], v[places]
+            return varlen_attn(q, k, v, *ends, *longest, **options)
 
-    return layer(x, rotation, weights, sizes, attend)
+        return layer(x, rotation, weights, sizes, attend)
+
+    return function
 
 
 def documents_layer(
@@ -164,8 +184,14 @@ def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def layer_function(backend: str) -> Callable:
     """The compiled layer of this kind of device."""
-    on_gpu = torch.cuda.is_available()
-    return torch.compile(packed_layer if on_gpu else documents_layer, backend=backend, dynamic=True)
+    plain = packed_layer() if torch.cuda.is_available() else documents_layer
+    compiled = torch.compile(plain, backend=backend)
+
+    def call(x: Tensor, rotation: Any, weights: Weights, sizes: Sizes, *how: Any) -> Tensor:
+        _let_vary(len(x), x, *rotation)
+        return compiled(x, rotation, weights, sizes, *how)
+
+    return call
 
 
 def summed_loss(decoder: Decoder, batch: Batch, function: Callable) -> Tensor:
@@ -180,6 +206,9 @@ def summed_loss(decoder: Decoder, batch: Batch, function: Callable) -> Tensor:
     sizes = Sizes(config.num_heads, config.num_kv_heads, config.head_dim, config.norm_eps, scaling)
     if device.type == "cuda":
         packed = Varlen(batch.lengths, batch.prefix, device)
+        for tensor in (*packed.ends, packed.places):
+            if tensor is not None:
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
         how: tuple = (tuple(packed.ends), packed.longest, packed.places)
     else:
         how = (batch.lengths, batch.prefix)

@@ -1,8 +1,14 @@
-"""Frozen weights multiplied in int8 on a GPU, outlier columns exact; one copy of the weight.
+"""Frozen weights multiplied in int8 on a GPU, outlier columns exact.
+
+One copy of the weight serves both ways where the device multiplies by it as it lies; else the
+pullback has a copy in the other order.
 
 As suri.model.storage.Int8, but the result has the input's dtype. torch._int_mm wants more than
 16 rows and widths that are multiples of 8; other inputs take the exact way.
 """
+
+import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,8 +18,28 @@ from suri.model.storage import Int8
 LARGEST = 127.0
 
 
+@functools.cache
+def takes_rows(device: torch.device) -> bool:
+    """Whether the right factor may lie row by row; the other order is always taken."""
+    x = torch.ones(32, 64, dtype=torch.int8, device=device)
+    try:
+        return bool((torch._int_mm(x, x.new_ones(64, 64)) == 64).all())
+    except RuntimeError:
+        return False
+
+
+def by_columns(weight: Tensor) -> Tensor:
+    """The same numbers [n, m], laid column by column."""
+    return weight.t().contiguous().t()
+
+
 class Int8Torch(Int8):
     """Quantised and scaled by plain torch."""
+
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        super().__init__(weights)
+        rows = takes_rows(self.weight.device)
+        self.back = self.weight if rows else by_columns(self.weight)
 
     def product(self, x: Tensor) -> Tensor:
         """As in Storage."""
@@ -29,7 +55,7 @@ class Int8Torch(Int8):
         if len(gradient) <= 16:
             return self._exactly(gradient, transposed=False)
         packed, scale = self.quantise(gradient, self.scale)
-        dx = self.scaled(torch._int_mm(packed, self.weight), scale, None, gradient.dtype)
+        dx = self.scaled(torch._int_mm(packed, self.back), scale, None, gradient.dtype)
         if len(self.columns):
             dx[:, self.columns] = gradient @ self.exact
         return dx

@@ -140,8 +140,8 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor, *, in_place: bool = False) -> Te
 
 
 @triton.jit
-def _quantise_rows(x, columns, q, scale, largest, SIZE: tl.constexpr, HAS: tl.constexpr, ROUND: tl.constexpr,
-                   BLOCK: tl.constexpr):  # fmt: skip
+def _quantise_rows(x, columns, q, scale, largest, SIZE: tl.constexpr, HAS: tl.constexpr,
+                   ROUND: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     most = tl.zeros((BLOCK,), dtype=tl.float32)
     for start in range(0, SIZE, BLOCK):

@@ -76,6 +76,9 @@ class Bench:
                 row.measure(self)
         except NotHere as reason:
             self.note("all of it", str(reason))
+        except torch.OutOfMemoryError as problem:
+            self.note("the rest of it", f"out of memory: {str(problem)[:120]}")
+            del problem
         except BaseException as problem:
             if isinstance(problem, KeyboardInterrupt | SystemExit):
                 raise

@@ -9,6 +9,10 @@ from gpu_rows.bench import Bench
 from gpu_rows.model import shape_of
 from suri.model.config import config_from_hf
 
+Products = dict[str, Callable[[], object]]
+"""By what is multiplied."""
+WAYS = ("x W^T", "g W")
+
 
 def shapes(bench: Bench) -> dict[str, tuple[int, int]]:
     """[out, in] of the fused products of a layer."""
@@ -39,25 +43,26 @@ def matmul_rate(bench: Bench) -> float:
 
 
 def _bf16(bench: Bench) -> float:
-    def make(out: int, into: int) -> list[Callable[[], object]]:
+    def make(out: int, into: int) -> Products:
         tokens = tokens_of(bench)
         x, g, w = random(bench, tokens, into), random(bench, tokens, out), random(bench, out, into)
-        return [lambda: x @ w.t(), lambda: g @ w]
+        return {"x W^T": lambda: x @ w.t(), "g W": lambda: g @ w}
 
     return _rate(bench, "bf16", make, "")
 
 
-def _rate(bench: Bench, kind: str, make: Callable, note: str) -> float:
+def _rate(bench: Bench, kind: str, make: Callable[[int, int], Products], note: str) -> float:
     """Forward and pullback products of each shape, then all of them together."""
     flop = seconds = 0.0
     for name, (out, into) in shapes(bench).items():
         one = 2.0 * tokens_of(bench) * out * into
-        for way, work in zip(("x W^T", "g W"), make(out, into), strict=False):
+        for way, work in make(out, into).items():
             found = bench.times(lambda work=work: [work() for _ in range(10)], warm_up=2)
             taken = sorted(found)[len(found) // 2] / 10
             rates = [10 * one / t / 1e12 for t in found]
             bench.figure(f"{kind} {name} {out} x {into}, {way}", rates, "TFLOP/s", note)
-            flop, seconds = flop + one, seconds + taken
+            if way in WAYS:
+                flop, seconds = flop + one, seconds + taken
     bench.figure(f"{kind}, all of a layer", [flop / seconds / 1e12], "TFLOP/s", note)
     return flop / seconds
 
@@ -89,21 +94,29 @@ def rates(bench: Bench) -> None:
             bench.note(f"{name}, all of a layer", str(problem).splitlines()[0][:200])
 
 
-def _int8(bench: Bench, out: int, into: int) -> list[Callable[[], object]]:
+def _int8(bench: Bench, out: int, into: int) -> Products:
+    from candidates.int8 import by_columns, takes_rows
+
     def drawn(*shape: int) -> Tensor:
         return torch.randint(-127, 128, shape, dtype=torch.int8, device=bench.device)
 
     x, g, w = drawn(tokens_of(bench), into), drawn(tokens_of(bench), out), drawn(out, into)
-    return [lambda: torch._int_mm(x, w.t()), lambda: torch._int_mm(g, w)]
+    columns = by_columns(w)
+    found = {
+        "x W^T": lambda: torch._int_mm(x, w.t()),
+        "g W": lambda: torch._int_mm(g, columns),
+    }
+    rows = {"g W, W as it lies": lambda: torch._int_mm(g, w)}
+    return found | (rows if takes_rows(bench.device) else {})
 
 
-def _fp8(bench: Bench, out: int, into: int) -> list[Callable[[], object]]:
+def _fp8(bench: Bench, out: int, into: int) -> Products:
     from candidates.fp8 import eight_bits, scaled_product
 
     tokens = tokens_of(bench)
     x, w = eight_bits(random(bench, tokens, into)), eight_bits(random(bench, out, into))
     g, back = eight_bits(random(bench, tokens, out)), eight_bits(random(bench, into, out))
-    return [
-        lambda: scaled_product(x, w, torch.bfloat16),
-        lambda: scaled_product(g, back, torch.bfloat16),
-    ]
+    return {
+        "x W^T": lambda: scaled_product(x, w, torch.bfloat16),
+        "g W": lambda: scaled_product(g, back, torch.bfloat16),
+    }
