@@ -63,10 +63,12 @@ def elementwise(backend: str) -> list[Callable]:
 def _for_any_tokens(function: Callable, backend: str) -> Callable:
     compiled = torch.compile(function, backend=backend)
 
-    def call(x: Tensor, *others: Any) -> Tensor:
-        tokens = len(x)
-        _let_vary(tokens, x, *others)
-        return compiled(x, *others)
+    @torch.no_grad()
+    def call(*inputs: Any) -> Tensor:
+        # Whether an input wants a gradient is no difference here, but would be compiled for.
+        plain = [i.detach() if isinstance(i, Tensor) else i for i in inputs]
+        _let_vary(len(plain[0]), *plain)
+        return compiled(*plain)
 
     return call
 
@@ -199,7 +201,8 @@ def summed_loss(decoder: Decoder, batch: Batch, function: Callable) -> Tensor:
     config, device = decoder.config, decoder.embedding.device
     learned, targets = learned_rows(batch, device)
     ids, positions = (torch.from_numpy(part).to(device) for part in (batch.ids, batch.positions))
-    x = F.embedding(ids, decoder.embedding)
+    # With a gradient, so that the first layer is compiled with all the others.
+    x = F.embedding(ids, decoder.embedding).requires_grad_()
     rotation = rotation_of(positions, decoder.frequencies, x.dtype)
     first = decoder.layers[0]
     scaling = first.o.pairs["o_proj"].scaling
