@@ -1,7 +1,7 @@
 """Frozen weights multiplied in int8 on a GPU, outlier columns exact.
 
-One copy of the weight serves both ways where the device multiplies by it as it lies; else the
-pullback has a copy in the other order.
+The pullback has a copy of the weight in the other order, as cuBLAS wants it; where the device takes
+any order (`takes_rows`), one copy would do.
 
 As suri.model.storage.Int8, but the result has the input's dtype. torch._int_mm wants more than
 16 rows and widths that are multiples of 8; other inputs take the exact way.
@@ -21,7 +21,7 @@ LARGEST = 127.0
 @functools.cache
 def takes_rows(device: torch.device) -> bool:
     """Whether the right factor may lie row by row; the other order is always taken."""
-    x = torch.ones(32, 64, dtype=torch.int8, device=device)
+    x = torch.ones(33, 64, dtype=torch.int8, device=device)
     try:
         return bool((torch._int_mm(x, x.new_ones(64, 64)) == 64).all())
     except RuntimeError:
@@ -38,8 +38,7 @@ class Int8Torch(Int8):
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
         super().__init__(weights)
-        rows = takes_rows(self.weight.device)
-        self.back = self.weight if rows else by_columns(self.weight)
+        self.back = by_columns(self.weight)
 
     def product(self, x: Tensor) -> Tensor:
         """As in Storage."""

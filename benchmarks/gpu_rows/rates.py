@@ -57,12 +57,17 @@ def _rate(bench: Bench, kind: str, make: Callable[[int, int], Products], note: s
     for name, (out, into) in shapes(bench).items():
         one = 2.0 * tokens_of(bench) * out * into
         for way, work in make(out, into).items():
-            found = bench.times(lambda work=work: [work() for _ in range(10)], warm_up=2)
-            taken = sorted(found)[len(found) // 2] / 10
-            rates = [10 * one / t / 1e12 for t in found]
-            bench.figure(f"{kind} {name} {out} x {into}, {way}", rates, "TFLOP/s", note)
+            what = f"{kind} {name} {out} x {into}, {way}"
+            try:
+                found = bench.times(lambda work=work: [work() for _ in range(10)], warm_up=2)
+            except RuntimeError as problem:
+                bench.note(what, str(problem).splitlines()[0][:200])
+                continue
+            bench.figure(what, [10 * one / t / 1e12 for t in found], "TFLOP/s", note)
             if way in WAYS:
-                flop, seconds = flop + one, seconds + taken
+                flop, seconds = flop + one, seconds + sorted(found)[len(found) // 2] / 10
+    if not flop:
+        raise NotImplementedError(f"no product in {kind} here")
     bench.figure(f"{kind}, all of a layer", [flop / seconds / 1e12], "TFLOP/s", note)
     return flop / seconds
 
