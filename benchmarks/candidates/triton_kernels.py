@@ -204,10 +204,10 @@ def scaled_sums(sums: Tensor, rows: Tensor, columns: Tensor | None, dtype: torch
 
 @triton.jit
 def _unpack_nf4(packed, scale, levels, y, count, SIZE: tl.constexpr, BLOCK: tl.constexpr):
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = place < count
     byte = tl.load(packed + place // 2, mask=inside, other=0).to(tl.int32)
-    code = (byte >> (4 * (1 - (place % 2).to(tl.int32)))) & 15
+    code = (byte >> (4 * (1 - place % 2))) & 15
     value = tl.load(levels + code) * tl.load(scale + place // SIZE, mask=inside, other=0.0)
     tl.store(y + place, value.to(y.dtype.element_ty), mask=inside)
 

@@ -108,7 +108,8 @@ class Bench:
         `control` is the same against the wanted numbers in another order: were it below the bound
         too, the comparison would prove nothing, and it fails.
         """
-        found, wanted = (x.detach().to("cpu", torch.float64).flatten() for x in (found, wanted))
+        place = found.device
+        found, wanted = (x.detach().to(place, torch.float64).flatten() for x in (found, wanted))
         if found.shape != wanted.shape or not len(found):
             raise ValueError(f"{what}: {list(found.shape)} against {list(wanted.shape)}")
         size = float(wanted.norm())

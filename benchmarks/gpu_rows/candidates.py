@@ -139,6 +139,8 @@ def fp8(bench: Bench) -> None:
     """The frozen products in fp8, forward and pullback."""
     from candidates.fp8 import Fp8
 
+    if bench.cuda and torch.cuda.get_device_capability() < (8, 9):
+        raise NotHere("products in fp8 need compute capability 8.9")
     note = "" if bench.cuda else "fp8 numbers multiplied in fp32 as stand-in"
     _storage(bench, "fp8", Fp8, 6e-2, note)
 
