@@ -87,17 +87,22 @@ def varlen(
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    parameters = inspect.signature(varlen_attn).parameters
-    options: dict[str, Any] = (
-        {"is_causal": True} if "is_causal" in parameters else {"window_size": (-1, 0)}
-    )
-    if "enable_gqa" in parameters:
-        options["enable_gqa"] = True
-    elif q.shape[1] != k.shape[1]:
+    options = varlen_options()
+    if "enable_gqa" not in options and q.shape[1] != k.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     (for_queries, for_keys), (most_queries, most_keys) = ends, longest
     mixed = varlen_attn(q, k, v, for_queries, for_keys, most_queries, most_keys, **options)
     return cast(Tensor, mixed)
+
+
+@functools.cache
+def varlen_options() -> dict[str, Any]:
+    """What makes torch's kernel causal, and share key heads, in the words of this version."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    parameters = inspect.signature(varlen_attn).parameters
+    causal = {"is_causal": True} if "is_causal" in parameters else {"window_size": (-1, 0)}
+    return causal | ({"enable_gqa": True} if "enable_gqa" in parameters else {})
 
 
 @functools.cache

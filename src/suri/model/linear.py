@@ -21,6 +21,7 @@ class Dropout:
 
     Masks are drawn for a whole document from (seed, step, row, module), so that cutting a batch
     into other micro-batches changes nothing, and drawing them again gives the same ones.
+    They are drawn where x is; a GPU draws others than a CPU.
     """
 
     probability: float
@@ -32,15 +33,19 @@ class Dropout:
     def __call__(self, x: Tensor, module: int) -> Tensor:
         """x [T, in] with entries zeroed and the rest scaled by 1 / (1 - probability)."""
         masks = [
-            torch.rand((length, x.shape[1]), generator=self._generator(row, module))
+            torch.rand(
+                (length, x.shape[1]),
+                generator=self._generator(row, module, x.device),
+                device=x.device,
+            )
             for row, length in zip(self.rows, self.lengths, strict=True)
         ]
         kept = torch.cat(masks) >= self.probability
         return x * kept.to(x) / (1 - self.probability)
 
-    def _generator(self, row: int, module: int) -> torch.Generator:
+    def _generator(self, row: int, module: int, device: torch.device) -> torch.Generator:
         key = hash((self.seed, self.step, row, module)) & (2**63 - 1)
-        return torch.Generator().manual_seed(key)
+        return torch.Generator(device).manual_seed(key)
 
 
 class LowRank(nn.Module):

@@ -124,13 +124,14 @@ class Run:
         started = time.perf_counter()
         batches = self._batches([self.train[i] for i in self.plan.examples(step)])
         learned = sum(batch.learned_tokens for batch in batches)  # weigh tokens, not batches
-        loss = 0.0
+        losses = []
         for number, batch in enumerate(batches, start=1):
             self._stop_if_asked(stop)
             part = self.engine.loss(batch, step) / learned
             part.backward()
-            loss += float(part.detach())
+            losses.append(part.detach())
             self.listen("batch", {"step": step, "part": number, "parts": len(batches)})
+        loss = sum(float(part) for part in losses)  # only now: reading one waits for the GPU
         norm = clip_gradients(self.engine.parameters, self.recipe.max_grad_norm)
         self._stop_unless_finite(step, loss, norm)
         rate = learning_rate(self.recipe, step, self.plan.steps)
