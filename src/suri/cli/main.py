@@ -22,10 +22,15 @@ VERBS = {
     "report": ("study:run_report", "write a comparison's or a study's report again"),
     "data": ("data:run", "check rows, see what is learned of them, make the bundled ones"),
 }
-THREADS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "20000"}
+THREADS = {
+    "OMP_WAIT_POLICY": "passive",
+    "GOMP_SPINCOUNT": "20000",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
+}
 """How OpenMP's threads wait for work, unless the user says otherwise: spinning for some 20
 microseconds, then asleep. Spinning on starves everybody on a shared or virtual machine; sleeping at
-once makes the thousands of small operations of a step a fifth slower."""
+once makes the thousands of small operations of a step a fifth slower. And for how many shapes
+oneDNN keeps the code that it made, almost a megabyte each (1,024 if nobody says)."""
 HIDDEN = {"finetune": "train:run_finetune", "serve": "chat:run_page"}
 
 

@@ -92,7 +92,8 @@ class _Typed:
                 f"{self.folder}: {name} does not fit the configuration",
                 found=f"{list(tensor.shape)} where {list(shape)} is needed",
             )
-        return tensor.to(device=self.device, dtype=self.dtype)
+        # A copy even where nothing changes: one tensor left in a mapped file keeps all of it mapped.
+        return tensor.to(device=self.device, dtype=self.dtype, copy=True)
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """How a frozen weight is stored and multiplied: dense, int8 or nf4, behind one interface."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, cast
 
 import torch
@@ -12,6 +12,8 @@ from suri.model.kernels import int8_product, product
 
 NF4_BLOCK = 64
 """Weights that share one scale; QLoRA's block size (Dettmers et al., 2023, arXiv:2305.14314)."""
+BLOCK_BYTES = 16_000_000
+"""Most bytes of a weight, in fp32, that are quantised at once."""
 OUTLIER = 8.0
 """A column whose largest entry is this many times the columns' median stays exact."""
 MOST_OUTLIERS = 1 / 32
@@ -97,17 +99,18 @@ class Int8(nn.Module):
 
     def __init__(self, weights: Sequence[Tensor], inputs: Tensor | None = None) -> None:
         super().__init__()
-        whole = torch.cat([*weights]) if len(weights) > 1 else weights[0].clone()
-        outlying = outliers(whole.abs().amax(dim=0).float())
+        largest = torch.stack([weight.abs().amax(dim=0) for weight in _blocks(weights)]).amax(dim=0)
+        outlying = outliers(largest.float())
         if inputs is not None:
             outlying = outlying | outliers(inputs.float())
         columns = outlying.nonzero().squeeze(1)
+        pairs = [quantize_int8(weight, columns) for weight in _blocks(weights)]
+        packed = torch.cat([weight for weight, _ in pairs])
+        packed[:, columns] = 0
         self.register_buffer("columns", columns)
-        self.register_buffer("exact", whole[:, columns].contiguous())
-        whole[:, columns] = 0
-        weight, scale = quantize_int8(whole)
-        self.register_buffer("weight", weight)
-        self.register_buffer("scale", scale.squeeze(1))
+        self.register_buffer("exact", torch.cat([weight[:, columns] for weight in weights]))
+        self.register_buffer("weight", packed)
+        self.register_buffer("scale", torch.cat([scale for _, scale in pairs]).squeeze(1))
 
     def product(self, x: Tensor) -> Tensor:
         """As in Storage."""
@@ -127,6 +130,12 @@ class Int8(nn.Module):
         """x @ weight in int8, fp32; columns `apart` of x meet weights of 0."""
         packed, scale = quantize_int8(x, apart)
         return int8_product(packed, weight).to(torch.float32).mul_(scale)
+
+
+def _blocks(weights: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The rows of all weights, some at a time, so that no copy of a whole weight is ever made."""
+    for weight in weights:
+        yield from weight.split(max(1, BLOCK_BYTES // (4 * weight.shape[1])))
 
 
 def quantize_int8(x: Tensor, apart: Tensor | None = None) -> tuple[Tensor, Tensor]:

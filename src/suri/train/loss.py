@@ -3,6 +3,7 @@
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from suri.data.batch import Batch
@@ -11,9 +12,11 @@ from suri.model.decoder import Decoder
 from suri.model.kernels import product
 from suri.model.linear import Dropout
 from suri.model.storage import Dense, Storage
+from suri.train.budget import CHUNK_BYTES
 
-CHUNK_BYTES = 32_000_000
-"""Most memory that the scores of one chunk of tokens may take."""
+
+MULTIPLE = 16
+"""Streams are as many tokens long, or a multiple of it."""
 
 
 def summed_loss(
@@ -32,11 +35,22 @@ def summed_loss(
 def hidden_states(
     decoder: Decoder, batch: Batch, dropout: Dropout | None = None, kept: Tensor | None = None
 ) -> Tensor:
-    """Hidden states [T, hidden] of a packed batch, each document by itself; of `kept` alone [N]."""
+    """Hidden states [T, hidden] of a packed batch, each document by itself; of `kept` alone [N].
+
+    The stream gets some tokens more, as one more document, and `kept` its last one again, until
+    their numbers are multiples of 16: oneDNN makes and keeps code for every shape it meets. Not
+    with dropout, which is drawn for the rows' own tokens.
+    """
     device = decoder.embedding.device
-    attend = PackedAttention(batch.lengths, decoder.config.sliding_window, batch.prefix)
     ids, positions = (torch.from_numpy(x).to(device) for x in (batch.ids, batch.positions))
-    return cast(Tensor, decoder(ids, positions, attend, dropout, kept))
+    spare = -len(ids) % MULTIPLE if dropout is None else 0
+    lengths = (*batch.lengths, spare) if spare else batch.lengths
+    attend = PackedAttention(lengths, decoder.config.sliding_window, batch.prefix)
+    count = len(ids) if kept is None else len(kept)
+    if kept is not None and count:
+        kept = F.pad(kept[None], (0, -count % MULTIPLE), mode="replicate")[0]
+    ids, positions = F.pad(ids, (0, spare)), F.pad(positions, (0, spare))
+    return cast(Tensor, decoder(ids, positions, attend, dropout, kept))[:count]
 
 
 def learned_rows(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,171 @@
+"""How much memory a training takes, part by part, by arithmetic alone: no tensor is made."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from suri.model.config import ModelConfig
+from suri.recipe import Recipe
+
+CHUNK_BYTES = 32_000_000
+"""Most memory that the scores of one chunk of learned tokens may take."""
+BUDGETS = (16384, 8192, 4096, 2048, 1024, 512, 256, 128)
+"""Token budgets that are tried, largest first."""
+ON_CPU = 512
+"""A larger budget makes nothing faster on a CPU: products of so many rows are at their full rate,
+and what lies between them stays in the cache."""
+PROCESS_BYTES = {"cpu": 290_000_000, "cuda": 0}
+"""Interpreter, torch and rows. On a GPU they are in the machine's memory, not in the GPU's."""
+SPARE = {"cpu": 1.12, "cuda": 1.03}
+"""Memory that allocators hold in holes, as a factor of what comes and goes in a step."""
+HEADROOM = 0.92
+"""The share of the free memory that a run may plan with."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of each part at the peak of a training, and what it takes while the base is read."""
+
+    parts: Mapping[str, int]
+    loading: int
+    tokens: int
+
+    @property
+    def total(self) -> int:
+        """The peak, in bytes."""
+        return max(self.loading, sum(self.parts.values()))
+
+    def as_json(self) -> dict[str, Any]:
+        """For result.json."""
+        return {"parts": dict(self.parts), "total": self.total, "tokens": self.tokens}
+
+
+def estimate(
+    config: ModelConfig, recipe: Recipe, tokens: int, *, device: str, process: int | None = None
+) -> Estimate:
+    """The memory of a run whose largest micro-batch has this many tokens.
+
+    `process`: bytes held before the base is read, where that is known.
+    """
+    item = 4 if device == "cpu" else 2
+    weights = weight_bytes(config, recipe.quantize, item)
+    numbers = adapter_numbers(config, recipe)
+    held = PROCESS_BYTES[device] if process is None else process
+    parts = {
+        "process": held,
+        "base": weights,
+        "adapter": 4 * numbers,
+        "optimizer": 12 * numbers,  # gradient and two moments, fp32
+        "activations": round(SPARE[device] * tokens * _kept_numbers(config, recipe) * item),
+        "working": round(SPARE[device] * _working_bytes(config, recipe, tokens, item)),
+    }
+    if device == "cpu":  # the file is mapped while it is read; on a GPU that is other memory
+        return Estimate(parts, held + weights + file_bytes(config), tokens)
+    return Estimate(parts, held + weights, tokens)
+
+
+def linear_numbers(config: ModelConfig) -> int:
+    """Weights of all linears of all layers."""
+    shapes = config.linear_shapes().values()
+    return config.num_layers * sum(rows * columns for rows, columns in shapes)
+
+
+def weight_bytes(config: ModelConfig, quantize: str, item: int) -> int:
+    """The base as it is held: linears as `quantize` stores them, the rest in `item` bytes each."""
+    table = config.vocab_size * config.hidden_size
+    rest = table * (1 if config.tied_head else 2) * item
+    linears = linear_numbers(config)
+    rows = config.num_layers * sum(out for out, _ in config.linear_shapes().values())
+    stored = {
+        "none": linears * item,
+        # One byte each and a scale per row; and the head again, for the scores.
+        "int8": linears + 4 * rows + table + 4 * config.vocab_size,
+        # Half a byte each, one byte per 64 for the scale, and four bytes per 256 scales.
+        "nf4": linears // 2 + linears // 64 + 4 * linears // (64 * 256),
+    }
+    return rest + stored[quantize]
+
+
+def file_bytes(config: ModelConfig) -> int:
+    """The base's files, by the dtype that its configuration names."""
+    item = 4 if config.dtype == "float32" else 2
+    table = config.vocab_size * config.hidden_size
+    return (linear_numbers(config) + table * (1 if config.tied_head else 2)) * item
+
+
+def adapter_numbers(config: ModelConfig, recipe: Recipe) -> int:
+    """Trainable numbers: r * (in + out) for each target of each layer."""
+    shapes = config.linear_shapes()
+    targets = [name for name in shapes if name.split(".")[1] in recipe.lora_target_modules]
+    return config.num_layers * recipe.lora_r * sum(sum(shapes[name]) for name in targets)
+
+
+def _kept_numbers(config: ModelConfig, recipe: Recipe) -> int:
+    """Activations that a token leaves for the backward pass, in numbers.
+
+    Per layer: the input of each half, q k v (turned in place), the mixed values and their sums,
+    gate and up, and each pair's projection. Norms, SwiGLU and what A multiplies are made again.
+    """
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    layer = 2 * config.hidden_size + (q + 2 * kv) + q + config.num_heads
+    layer += 2 * config.intermediate_size
+    layer += recipe.lora_r * len(recipe.lora_target_modules)
+    return config.num_layers * layer
+
+
+def _working_bytes(config: ModelConfig, recipe: Recipe, tokens: int, item: int) -> int:
+    """What comes and goes: the widest moment of a layer's backward pass, or the head's chunk."""
+    inner, hidden = config.intermediate_size, config.hidden_size
+    layer = tokens * (6 * inner + 4 * hidden) * item
+    widest = max(shape[0] * shape[1] for shape in config.linear_shapes().values())
+    if recipe.quantize == "nf4":  # a whole weight, of gate and up together
+        layer += 2 * 2 * widest * item
+    head = 2 * CHUNK_BYTES + 4 * tokens * hidden * item
+    return max(layer, head)
+
+
+def fitting_budget(
+    config: ModelConfig, recipe: Recipe, *, device: str, free: int, process: int | None = None
+) -> int:
+    """The largest token budget whose run fits into `free` bytes; 0 where none does."""
+    budgets = BUDGETS if device == "cuda" else [b for b in BUDGETS if b <= ON_CPU]
+    for budget in budgets:
+        found = estimate(config, recipe, budget, device=device, process=process)
+        if found.total <= HEADROOM * free:
+            return budget
+    return 0
+
+
+def alternatives(
+    config: ModelConfig, recipe: Recipe, *, device: str, free: int, tokens: int
+) -> list[str]:
+    """Changes to a recipe that does not fit, each of which would; the least loss first."""
+    longest = min(recipe.cutoff_len, tokens)
+    tried = {
+        "--token_budget 128": (replace(recipe, token_budget=128), max(128, longest)),
+        "--quantize nf4": (replace(recipe, quantize="nf4"), tokens),
+        f"--cutoff_len {longest // 2}": (recipe, max(128, longest // 2)),
+        "--quantize nf4 --token_budget 128": (replace(recipe, quantize="nf4"), max(128, longest)),
+        f"--quantize nf4 --token_budget 128 --cutoff_len {longest // 2}": (
+            replace(recipe, quantize="nf4"),
+            max(128, longest // 2),
+        ),
+    }
+    return [
+        flags
+        for flags, (changed, size) in tried.items()
+        if size < tokens or changed.quantize != recipe.quantize
+        if estimate(config, changed, size, device=device).total <= HEADROOM * free
+    ]
+
+
+def parse_memory(text: str) -> int:
+    """`40GB`, `23.5 GiB` or a number of bytes; raises ValueError for anything else."""
+    units = {"": 1, "b": 1, "mb": 1e6, "gb": 1e9, "tb": 1e12, "mib": 2**20, "gib": 2**30}
+    stripped = text.strip().lower()
+    digits = stripped.rstrip("abcdefghijklmnopqrstuvwxyz ")
+    bytes_ = float(digits) * units[stripped[len(digits) :].strip()]
+    if not (bytes_ > 0 and math.isfinite(bytes_)):
+        raise ValueError(text)
+    return round(bytes_)
