@@ -89,7 +89,7 @@ def triton_elementwise(bench: Bench) -> None:
     )
     bench.check("Triton: nf4 unpacked", unpacked, looked.dense(), 1e-2)
     way = Elementwise(
-        kernels.norm, kernels.norm_pullback, kernels.swiglu, kernels.swiglu_pullback, kernels.turned
+        kernels.norm, kernels.norm_pullback, kernels.swiglu, kernels.swiglu_pullback, kernels.turn
     )
     _elementwise(bench, "Triton", way)
 
