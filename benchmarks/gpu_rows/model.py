@@ -25,6 +25,9 @@ from suri.recipe import LINEARS
 
 LENGTHS = Path(__file__).parents[1] / "alpaca_lengths.json"
 RANK, ALPHA = 16, 32.0
+CHECKED_LAYERS = 2
+"""Whole models are compared in so many layers: each layer of random weights makes the differences
+of rounding larger, and after 32 of them those of a faulty way could not be told from them."""
 SHAPE_7B = {
     "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
     "num_key_value_heads": 32, "intermediate_size": 11008, "vocab_size": 32000,
@@ -43,10 +46,15 @@ def shape_of(bench: Bench, layers: int | None = None) -> dict[str, Any]:
 
 
 class RandomWeights(Mapping[str, Tensor]):
-    """Weights drawn on the device when they are asked for; a name gives the same ones always."""
+    """Weights drawn on the device when they are asked for; a name gives the same ones always.
+
+    They are as large as the 7B's 0.02 for its width, so that attention is as uneven in a tiny model
+    and a fault in it changes the results.
+    """
 
     def __init__(self, config: ModelConfig, device: torch.device) -> None:
         self.device, self.shapes = device, dict(_shapes(config))
+        self.size = 0.02 * (SHAPE_7B["hidden_size"] / config.hidden_size) ** 0.5
 
     def __getitem__(self, name: str) -> Tensor:
         generator = torch.Generator(self.device).manual_seed(zlib.crc32(name.encode()))
@@ -54,7 +62,7 @@ class RandomWeights(Mapping[str, Tensor]):
         drawn = torch.empty(shape, dtype=torch.bfloat16, device=self.device)
         if len(shape) == 1:
             return drawn.normal_(1.0, 0.1, generator=generator)
-        return drawn.normal_(0.0, 0.02, generator=generator)
+        return drawn.normal_(0.0, self.size, generator=generator)
 
     def __contains__(self, name: object) -> bool:
         return name in self.shapes
