@@ -56,8 +56,23 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def elementwise(backend: str) -> list[Callable]:
     """The five functions, each compiled for any number of tokens and for known widths."""
-    functions = (norm, norm_pullback, swiglu, swiglu_pullback, turned)
-    return [_for_any_tokens(function, backend) for function in functions]
+    functions = (norm, norm_pullback, swiglu, swiglu_pullback)
+    return [*(_for_any_tokens(function, backend) for function in functions), _turn(backend)]
+
+
+def _turn(backend: str) -> Callable:
+    """As suri.model.elementwise wants it: the first heads of x turned in x itself."""
+
+    def in_place(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return x.copy_(turned(x, cos, sin))
+
+    compiled = _for_any_tokens(in_place, backend)
+
+    def call(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+        compiled(x.detach()[:, :heads], cos, sin)
+        return x
+
+    return call
 
 
 def _for_any_tokens(function: Callable, backend: str) -> Callable:
@@ -217,4 +232,4 @@ def summed_loss(decoder: Decoder, batch: Batch, function: Callable) -> Tensor:
         how = (batch.lengths, batch.prefix)
     for one in decoder.layers:
         x = function(x, rotation, weights_of(one), sizes, *how)
-    return head_loss(decoder.norm(x[learned]), decoder.head, targets)
+    return head_loss(decoder.norm(x[learned]), decoder.head, targets, decoder.scorer)

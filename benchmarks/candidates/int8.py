@@ -3,7 +3,7 @@
 The pullback has a copy of the weight in the other order, as cuBLAS wants it; where the device takes
 any order (`takes_rows`), one copy would do.
 
-As suri.model.storage.Int8, but the result has the input's dtype. torch._int_mm wants more than
+The numbers are those of suri.model.storage.Int8. torch._int_mm wants more than
 16 rows and widths that are multiples of 8; other inputs take the exact way.
 """
 

@@ -105,38 +105,30 @@ def swiglu_pullback(x: Tensor, gradient: Tensor) -> Tensor:
 
 
 @triton.jit
-def _turned(
-    x, cos, sin, y, stride, heads, half, HEADS: tl.constexpr, HALF: tl.constexpr
-):  # fmt: skip
+def _turn(x, cos, sin, stride, heads, half, HEADS: tl.constexpr, HALF: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     head, pair = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
     inside = (head < heads) & (pair < half)
-    place = head * 2 * half + pair
-    a = tl.load(x + token * stride + place, mask=inside, other=0.0).to(tl.float32)
-    b = tl.load(x + token * stride + place + half, mask=inside, other=0.0).to(tl.float32)
+    place = x + token * stride + head * 2 * half + pair
+    a = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(place + half, mask=inside, other=0.0).to(tl.float32)
     c = tl.load(cos + token * half + pair, mask=pair < half, other=0.0).to(tl.float32)
     s = tl.load(sin + token * half + pair, mask=pair < half, other=0.0).to(tl.float32)
-    target = y + token * heads * 2 * half + place
-    tl.store(target, (a * c - b * s).to(y.dtype.element_ty), mask=inside)
-    tl.store(target + half, (b * c + a * s).to(y.dtype.element_ty), mask=inside)
+    tl.store(place, (a * c - b * s).to(x.dtype.element_ty), mask=inside)
+    tl.store(place + half, (b * c + a * s).to(x.dtype.element_ty), mask=inside)
 
 
-def turned(x: Tensor, cos: Tensor, sin: Tensor, *, in_place: bool = False) -> Tensor:
-    """Pairs (i, i + d/2) of x [T, heads, d] turned; cos and sin [T, 1, d/2]; in x itself if asked.
+def turn(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    """Pairs (i, i + d/2) of the first `heads` heads of x [T, all heads, d] turned, in x itself.
 
-    x may be the first heads of a wider product. In place it must be whole.
+    cos and sin [T, 1, d/2]. Each pair is read and written by one program alone.
     """
-    if x.stride(-1) != 1 or x.stride(1) != x.shape[2]:
-        x = x.contiguous()
-    tokens, heads, size = x.shape
-    y = x if in_place else torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if in_place and not x.is_contiguous():
-        raise ValueError("only a whole tensor is turned in place")
+    tokens, _, size = x.shape
+    if x.stride(-1) != 1 or x.stride(1) != size:
+        return x.copy_(turn(x.contiguous(), cos, sin, heads))
     blocks = {"HEADS": triton.next_power_of_2(heads), "HALF": triton.next_power_of_2(size // 2)}
-    _turned[(tokens,)](
-        x, cos.contiguous(), sin.contiguous(), y, x.stride(0), heads, size // 2, **blocks
-    )
-    return y
+    _turn[(tokens,)](x, cos.contiguous(), sin.contiguous(), x.stride(0), heads, size // 2, **blocks)
+    return x
 
 
 @triton.jit

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gpu_rows.bench import Bench
-from gpu_rows.model import batches, make_decoder
+from gpu_rows.model import CHECKED_LAYERS, batches, make_decoder
 from suri.model.attention import PackedAttention
 from suri.model.decoder import Decoder
 from suri.train.loss import summed_loss
@@ -72,8 +72,8 @@ def gradients(bench: Bench) -> None:
     """Loss and gradients of two layers in bf16 on the device, against fp32 on the CPU."""
     (batch,) = batches(bench, 64 if bench.tiny else 768)
     cases = (
-        make_decoder(bench, layers=2),
-        make_decoder(bench, layers=2, dtype=torch.float32, device=torch.device("cpu")),
+        make_decoder(bench, layers=CHECKED_LAYERS),
+        make_decoder(bench, layers=CHECKED_LAYERS, dtype=torch.float32, device=torch.device("cpu")),
     )
     (loss, found), (wanted_loss, wanted) = (
         _loss_and_gradients(decoder, batch) for decoder in cases

@@ -6,7 +6,7 @@ import torch
 
 from candidates.graphed import Steps
 from gpu_rows.bench import Bench
-from gpu_rows.model import make_decoder
+from gpu_rows.model import CHECKED_LAYERS, make_decoder
 from gpu_rows.rates import copy_rate
 from suri.infer.generate import generate
 from suri.model.attention import KVCache
@@ -19,11 +19,8 @@ PROMPT = 64
 
 def decode(bench: Bench) -> None:
     """Tokens per second of `generate` and of a graph at batch 1 and 32, and of the ceiling."""
-    decoder = make_decoder(bench)
-    decoder.requires_grad_(False)
-    for linear_pairs in (fused.pairs for _, fused, _ in decoder.linears()):
-        linear_pairs.clear()
-    _check(bench, decoder)
+    _check(bench, _without_pairs(make_decoder(bench, layers=CHECKED_LAYERS)))
+    decoder = _without_pairs(make_decoder(bench))
     weights = sum(b.numel() * b.element_size() for b in decoder.buffers())
     weights -= decoder.embedding.numel() * decoder.embedding.element_size()
     ceiling = copy_rate(bench) / weights
@@ -52,6 +49,12 @@ def decode(bench: Bench) -> None:
         made = [rows * (many - few) / t for t in seconds]
         bench.figure(f"{what}, batch {rows}", made, "tokens/s", "a cache of fixed size")
         _share(bench, rows, what, made, ceiling)
+
+
+def _without_pairs(decoder: Decoder) -> Decoder:
+    for _, fused, _ in decoder.linears():
+        fused.pairs.clear()
+    return decoder.requires_grad_(False)
 
 
 def _share(bench: Bench, rows: int, what: str, made: list[float], ceiling: float) -> None:

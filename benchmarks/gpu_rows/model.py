@@ -25,6 +25,9 @@ from suri.recipe import LINEARS
 
 LENGTHS = Path(__file__).parents[1] / "alpaca_lengths.json"
 RANK, ALPHA = 16, 32.0
+CHECKED_LAYERS = 2
+"""Whole models are compared in so many layers: each layer of random weights makes the differences
+of rounding larger, and after 32 of them those of a faulty way could not be told from them."""
 SHAPE_7B = {
     "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
     "num_key_value_heads": 32, "intermediate_size": 11008, "vocab_size": 32000,
@@ -43,10 +46,15 @@ def shape_of(bench: Bench, layers: int | None = None) -> dict[str, Any]:
 
 
 class RandomWeights(Mapping[str, Tensor]):
-    """Weights drawn on the device when they are asked for; a name gives the same ones always."""
+    """Weights drawn on the device when they are asked for; a name gives the same ones always.
+
+    They are as large as the 7B's 0.02 for its width, so that attention is as uneven in a tiny model
+    and a fault in it changes the results.
+    """
 
     def __init__(self, config: ModelConfig, device: torch.device) -> None:
         self.device, self.shapes = device, dict(_shapes(config))
+        self.size = 0.02 * (SHAPE_7B["hidden_size"] / config.hidden_size) ** 0.5
 
     def __getitem__(self, name: str) -> Tensor:
         generator = torch.Generator(self.device).manual_seed(zlib.crc32(name.encode()))
@@ -54,7 +62,7 @@ class RandomWeights(Mapping[str, Tensor]):
         drawn = torch.empty(shape, dtype=torch.bfloat16, device=self.device)
         if len(shape) == 1:
             return drawn.normal_(1.0, 0.1, generator=generator)
-        return drawn.normal_(0.0, 0.02, generator=generator)
+        return drawn.normal_(0.0, self.size, generator=generator)
 
     def __contains__(self, name: object) -> bool:
         return name in self.shapes
@@ -146,20 +154,22 @@ def needed_flop(config: ModelConfig, batch: Batch) -> float:
 def estimated_bytes(config: ModelConfig, batch: Batch) -> int:
     """Most memory of a bf16 step: weights, adapter and optimizer, activations, one layer's work.
 
-    Kept for each token and layer: both residual streams, q and k turned, q, k and v as the product
-    gave them (v is a part of it; or, with a shared prefix, the gathered keys and values instead),
-    the mixed values, gate and up. Of the last layer the part after the attention is made for
-    learned tokens alone.
+    Kept for each token and layer: both residual streams, q, k and v as one buffer in which q and k
+    were turned, the mixed values with their sums, gate and up, the thin projections; with a shared
+    prefix also the gathered keys and values. Of the last layer the part after the attention is made
+    for learned tokens alone. The most is reached in the backward pass of an MLP: of the last
+    layer's, or of the one before, which is wider, when the last layer's activations are free again.
     """
     hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_layers
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     tokens, learned = len(batch.ids), batch.learned_tokens
-    keys = batch.tokens + batch.prefix if batch.prefix else tokens
-    values = keys * 2 * kv if batch.prefix else tokens * (q + 2 * kv)
-    attention = tokens * (hidden + (q + kv) + q + 2 * config.num_heads) + values
+    keys = batch.tokens + batch.prefix
+    attention = tokens * (hidden + (q + 2 * kv) + q + 2 * config.num_heads)
+    attention += keys * 2 * kv if batch.prefix else 0
     after = hidden + 2 * inner + 7 * RANK
-    kept = layers * attention + ((layers - 1) * tokens + learned) * after
-    work = tokens * (2 * hidden + 6 * inner)
+    kept = (layers - 1) * (attention + tokens * after)
+    mlp = 2 * hidden + 6 * inner
+    work = max(attention + learned * (after + mlp), tokens * mlp if layers > 1 else 0)
     linears = sum(o * i for o, i in config.linear_shapes().values())
     pairs = RANK * sum(o + i for o, i in config.linear_shapes().values())
     weights = layers * linears + 2 * config.vocab_size * hidden

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,23 +25,23 @@ class Elementwise:
     swiglu: Callable[[Tensor], Tensor]
     swiglu_pullback: Callable[[Tensor, Tensor], Tensor]
     """x, gradient."""
-    turned: Callable[[Tensor, Tensor, Tensor], Tensor]
-    """x, cos, sin."""
+    turn: Callable[[Tensor, Tensor, Tensor, int], Tensor]
+    """x [T, all heads, d], cos, sin, heads: turns the first heads of x in place and gives x."""
 
 
 @contextmanager
 def swapped(way: Elementwise) -> Iterator[None]:
     """Let the decoder compute in this way for a while."""
-    before = (Norm.value, Norm.pullback, SwiGLU.value, SwiGLU.pullback, elementwise._turned)
+    before = (Norm.value, Norm.pullback, SwiGLU.value, SwiGLU.pullback, elementwise._turn)
     Norm.value = lambda self, x: way.norm(x, self.weight, self.eps)  # type: ignore[method-assign]
     Norm.pullback = lambda self, x, g: way.norm_pullback(x, g, self.weight, self.eps)  # type: ignore[method-assign]
     SwiGLU.value = lambda _, x: way.swiglu(x)  # type: ignore[method-assign]
     SwiGLU.pullback = lambda _, x, g: way.swiglu_pullback(x, g)  # type: ignore[method-assign]
-    elementwise._turned = way.turned
+    elementwise._turn = way.turn
     try:
         yield
     finally:
-        Norm.value, Norm.pullback, SwiGLU.value, SwiGLU.pullback, elementwise._turned = before
+        Norm.value, Norm.pullback, SwiGLU.value, SwiGLU.pullback, elementwise._turn = before
 
 
 def compare(bench: Bench, name: str, way: Elementwise, sizes: tuple[int, int, int, int]) -> None:
@@ -53,8 +54,8 @@ def compare(bench: Bench, name: str, way: Elementwise, sizes: tuple[int, int, in
     x, g = _drawn(bench, tokens, hidden), _drawn(bench, tokens, hidden)
     weight, eps = 1 + 0.1 * _drawn(bench, hidden), 1e-5
     wide, narrow = _drawn(bench, tokens, 2 * inner), _drawn(bench, tokens, inner)
-    # As in the model: a part of a wider product, and cosines that all heads share.
-    turning = _drawn(bench, tokens, heads + heads // 2, size)[:, :heads]
+    # As in the model: heads of values behind them stay as they are, and all share the cosines.
+    turning = _drawn(bench, tokens, heads + heads // 2, size)
     angles = torch.rand(tokens, 1, size // 2, device=bench.device) * 6
     cos, sin = angles.cos().bfloat16(), angles.sin().bfloat16()
     cases = {
@@ -62,7 +63,7 @@ def compare(bench: Bench, name: str, way: Elementwise, sizes: tuple[int, int, in
         "norm, gradient": (way.norm_pullback, _norm_pullback, (x, g, weight, eps)),
         "SwiGLU": (way.swiglu, SwiGLU().value, (wide,)),
         "SwiGLU, gradient": (way.swiglu_pullback, SwiGLU().pullback, (wide, narrow)),
-        "rotary": (way.turned, elementwise._turned, (turning, cos, sin)),
+        "rotary": (_in_place(way.turn), _in_place(elementwise._turn), (turning, cos, sin, heads)),
     }
     for what, (found, plain, inputs) in cases.items():
         precise = [i.float() if isinstance(i, Tensor) else i for i in inputs]
@@ -74,6 +75,17 @@ def compare(bench: Bench, name: str, way: Elementwise, sizes: tuple[int, int, in
 
 def _drawn(bench: Bench, *shape: int) -> Tensor:
     return torch.randn(shape, device=bench.device, dtype=torch.bfloat16)
+
+
+def _in_place(turn: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """What lies in the first input afterwards, whatever is returned."""
+
+    def call(x: Tensor, *others: Any) -> Tensor:
+        if turn(x, *others) is not x:
+            raise ValueError("turned another tensor than the one given")
+        return x
+
+    return call
 
 
 def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
