@@ -138,7 +138,7 @@ def main() -> None:
         write_big(source, big)
         size = big.stat().st_size
         checked, encoded = peak_bytes(CHECK, str(big)), peak_bytes(ENCODE, str(big))
-    from suri.train.run_folder import environment
+    from suri.train.machine import environment
 
     result = {
         "command": "python benchmarks/data.py ALPACA.json",

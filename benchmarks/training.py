@@ -71,7 +71,7 @@ def train_hf(job: dict[str, Any]) -> dict[str, Any]:
     from suri.data.split import load_rows
     from suri.model.tokenizer import read_tokenizer
     from suri.model.weights import find_base
-    from suri.train.run_folder import peak_memory_bytes
+    from suri.train.machine import peak_memory_bytes
 
     recipe = recipe_of(job)
     base = find_base(recipe.base_model)

@@ -165,6 +165,13 @@ def readable_bytes(count: float) -> str:
     return f"{count:.0f} bytes"
 
 
+def readable_seconds(seconds: float) -> str:
+    """A duration in the units a person would choose."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
 @contextmanager
 def disk_errors_explained(place: Path) -> Iterator[None]:
     """Turn a full disk or a refused write under `place` into one message with the remedy."""

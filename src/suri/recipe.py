@@ -102,8 +102,9 @@ class Recipe:
     """Stop after this many evaluations without a lower held-out loss than the best (0: never)."""
     save_steps: int = 0
     """Optimizer steps between two saved states (0: at every evaluation)."""
-    token_budget: int = 512
-    """Most tokens in one forward pass. Changes memory and speed, never the result."""
+    token_budget: int = 0
+    """Most tokens in one forward pass (0: as the free memory allows). Changes memory and speed,
+    never the result."""
     report_to: tuple[Tracker, ...] = ()
     """Dashboards that get the figures of metrics.jsonl. Nothing is sent anywhere otherwise."""
     wandb_project: str = ""
@@ -132,7 +133,7 @@ def _problems(recipe: Recipe) -> list[str]:
     """Every setting that cannot work, each as one clause."""
     at_least = {
         "batch_size": 1, "micro_batch_size": 0, "max_steps": 0, "cutoff_len": 8, "val_set_size": 0,
-        "lora_r": 1, "eval_steps": 0, "save_steps": 0, "token_budget": 1, "weight_decay": 0,
+        "lora_r": 1, "eval_steps": 0, "save_steps": 0, "token_budget": 0, "weight_decay": 0,
         "max_grad_norm": 0, "warmup_ratio": 0, "seed": 0, "early_stopping_patience": 0,
     }  # fmt: skip
     problems = [

@@ -13,6 +13,10 @@ from suri.errors import SuriError
 VERBS = {
     "demo": ("demo:run", "the whole path on what comes with the installation, ending in a report"),
     "train": ("train:run", "fine-tune a model with LoRA or QLoRA"),
+    "fit": (
+        "fit:run",
+        "whether a training fits, here or elsewhere, and how long it takes",
+    ),
     "chat": ("chat:run_page", "open a page in the browser and talk to a model"),
     "generate": ("chat:run_generate", "answer a file of instructions"),
     "merge": ("merge:run_merge", "fold an adapter into HF or Meta weights, with a certificate"),

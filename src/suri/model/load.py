@@ -1,6 +1,7 @@
 """Building the decoder from a base's weights, on the device and in the storage asked for."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -43,15 +44,18 @@ def load_decoder(
     adapter: Adapter | None = None,
     weights: Mapping[str, Tensor] | None = None,
     probe: Tensor | None = None,
+    only_layers: int | None = None,
 ) -> Decoder:
     """Build the decoder of `folder`, its linears stored as `quantize` says, adapter attached.
 
     Norms, embedding and head stay in `dtype`; an adapter stays in fp32. Layers are quantised one
     after the other, so that one of them at most is held in `dtype`. `probe`, ids int64 [T], flow
     through the layers of an int8 model as it is built: inputs that they show to be outliers stay
-    exact.
+    exact. `only_layers`: the first ones alone, to time them.
     """
     config = read_config(folder)
+    if only_layers is not None:
+        config = replace(config, num_layers=min(only_layers, config.num_layers))
     source = _Typed(weights or open_weights(folder), config, folder, dtype, device)
     embedding = source("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
     if quantize == "int8" and probe is not None:
@@ -92,7 +96,7 @@ class _Typed:
                 f"{self.folder}: {name} does not fit the configuration",
                 found=f"{list(tensor.shape)} where {list(shape)} is needed",
             )
-        # A copy even where nothing changes: one tensor left in a mapped file keeps all of it mapped.
+        # A copy even where nothing changes: a tensor left in a mapped file keeps all of it mapped.
         return tensor.to(device=self.device, dtype=self.dtype, copy=True)
 
 

@@ -23,7 +23,7 @@ from suri.infer.generate import generate, stream
 from suri.model.weights import recorded_base
 from suri.recipe import GREEDY
 from suri.train.loss import head_loss, hidden_states, learned_rows
-from suri.train.run_folder import environment, peak_memory_bytes
+from suri.train.machine import environment, peak_memory_bytes
 
 Part = Literal["speed", "answers", "losses"]
 

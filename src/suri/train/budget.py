@@ -17,8 +17,12 @@ ON_CPU = 512
 and what lies between them stays in the cache."""
 PROCESS_BYTES = {"cpu": 290_000_000, "cuda": 0}
 """Interpreter, torch and rows. On a GPU they are in the machine's memory, not in the GPU's."""
-SPARE = {"cpu": 1.12, "cuda": 1.03}
+LIBRARY_BYTES = {"none": 330_000_000, "int8": 400_000_000, "nf4": 480_000_000}
+"""What the libraries take beside on a CPU, measured: code made for shapes, their own buffers."""
+SPARE = {"cpu": 1.17, "cuda": 1.03}
 """Memory that allocators hold in holes, as a factor of what comes and goes in a step."""
+OPTIMIZER_BYTES = {"cpu": 24, "cuda": 12}
+"""Per trained number: gradient and two moments, fp32; on a CPU also the copies of a checkpoint."""
 HEADROOM = 0.92
 """The share of the free memory that a run may plan with."""
 
@@ -53,10 +57,10 @@ def estimate(
     numbers = adapter_numbers(config, recipe)
     held = PROCESS_BYTES[device] if process is None else process
     parts = {
-        "process": held,
+        "process": held + (LIBRARY_BYTES[recipe.quantize] if device == "cpu" else 0),
         "base": weights,
         "adapter": 4 * numbers,
-        "optimizer": 12 * numbers,  # gradient and two moments, fp32
+        "optimizer": OPTIMIZER_BYTES[device] * numbers,
         "activations": round(SPARE[device] * tokens * _kept_numbers(config, recipe) * item),
         "working": round(SPARE[device] * _working_bytes(config, recipe, tokens, item)),
     }

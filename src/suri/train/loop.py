@@ -13,71 +13,26 @@ from typing import Any
 
 import torch
 
-from suri.data.batch import Batch, Lengths, epoch_order, micro_batches
+from suri.data.batch import Batch, micro_batches
 from suri.data.examples import Example, Examples
-from suri.errors import Diverged, Preempted
+from suri.errors import Diverged, DoesNotFit, Preempted
 from suri.files import append_json_line
 from suri.model.adapter import write_adapter
 from suri.recipe import Recipe
 from suri.train.checkpoint import Progress, find_checkpoint, load_checkpoint, save_checkpoint
 from suri.train.engine import Engine
+from suri.train.machine import peak_memory_bytes, ran_out_of_memory
 from suri.train.optimizer import (
     clip_gradients,
     learning_rate,
     make_optimizer,
     set_learning_rate,
 )
-from suri.train.run_folder import METRICS, peak_memory_bytes
+from suri.train.plan import Plan
+from suri.train.run_folder import METRICS
 
 Listener = Callable[[str, dict[str, Any]], None]
 """Told what happens: `note`, `start`, `batch`, `step`, `evaluation`, with the numbers of each."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which examples each step learns: a function of the recipe and the examples' lengths."""
-
-    recipe: Recipe
-    lengths: Lengths
-
-    @property
-    def count(self) -> int:
-        """Number of examples."""
-        return len(self.lengths)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps in a whole epoch; the last one may be smaller, no example is dropped."""
-        return math.ceil(self.count / self.recipe.batch_size)
-
-    @property
-    def steps(self) -> int:
-        """All steps of the run."""
-        steps = math.ceil(self.recipe.num_epochs * self.steps_per_epoch)
-        return min(steps, self.recipe.max_steps) if self.recipe.max_steps else steps
-
-    @property
-    def eval_steps(self) -> int:
-        """Steps between evaluations."""
-        return self.recipe.eval_steps or max(1, math.ceil(self.steps / 4))
-
-    @property
-    def save_steps(self) -> int:
-        """Steps between saved states."""
-        return self.recipe.save_steps or self.eval_steps
-
-    def examples(self, step: int) -> list[int]:
-        """Indices of the examples of step 1, 2, ..."""
-        epoch, place = divmod(step - 1, self.steps_per_epoch)
-        size = self.recipe.batch_size
-        order = epoch_order(
-            self.recipe.seed,
-            epoch,
-            self.lengths,
-            batch_size=size,
-            group_by_length=self.recipe.group_by_length,
-        )
-        return [int(i) for i in order[place * size : (place + 1) * size]]
 
 
 @dataclass
@@ -122,16 +77,11 @@ class Run:
     def _step(self, step: int, stop: threading.Event) -> dict[str, Any]:
         """One optimizer step over `batch_size` rows, however many micro-batches that takes."""
         started = time.perf_counter()
-        batches = self._batches([self.train[i] for i in self.plan.examples(step)])
-        learned = sum(batch.learned_tokens for batch in batches)  # weigh tokens, not batches
-        losses = []
-        for number, batch in enumerate(batches, start=1):
-            self._stop_if_asked(stop)
-            part = self.engine.loss(batch, step) / learned
-            part.backward()
-            losses.append(part.detach())
-            self.listen("batch", {"step": step, "part": number, "parts": len(batches)})
-        loss = sum(float(part) for part in losses)  # only now: reading one waits for the GPU
+        examples = [self.train[i] for i in self.plan.examples(step)]
+        loss, batches = self._within_memory(
+            examples, lambda batches: self._add_up_gradients(step, batches, stop)
+        )
+        learned = sum(batch.learned_tokens for batch in batches)
         norm = clip_gradients(self.engine.parameters, self.recipe.max_grad_norm)
         self._stop_unless_finite(step, loss, norm)
         rate = learning_rate(self.recipe, step, self.plan.steps)
@@ -159,13 +109,59 @@ class Run:
             "memory/peak_bytes": peak_memory_bytes(self.device),
         }
 
-    def _batches(self, examples: Sequence[Example]) -> list[Batch]:
-        return micro_batches(
-            examples,
-            max_rows=self.recipe.micro_batch_size,
-            token_budget=self.recipe.token_budget,
-            share_prefix=self.engine.shares_prefix,
-        )
+    def _add_up_gradients(self, step: int, batches: list[Batch], stop: threading.Event) -> float:
+        """The step's loss; its gradient is left in the parameters."""
+        self.optimizer.zero_grad(set_to_none=True)
+        learned = sum(batch.learned_tokens for batch in batches)  # weigh tokens, not batches
+        losses = []
+        for number, batch in enumerate(batches, start=1):
+            self._stop_if_asked(stop)
+            part = self.engine.loss(batch, step) / learned
+            part.backward()
+            losses.append(part.detach())
+            self.listen("batch", {"step": step, "part": number, "parts": len(batches)})
+        return sum(float(part) for part in losses)  # only now: reading one waits for the GPU
+
+    def _within_memory(
+        self, examples: Sequence[Example], work: Callable[[list[Batch]], float]
+    ) -> tuple[float, list[Batch]]:
+        """What `work` gives for the examples' micro-batches, and these.
+
+        Where memory runs out, all of them are done again in smaller ones: the same result.
+        """
+        while True:
+            batches = micro_batches(
+                examples,
+                max_rows=self.recipe.micro_batch_size,
+                token_budget=self.progress.token_budget or self.recipe.token_budget,
+                share_prefix=self.engine.shares_prefix,
+            )
+            try:
+                return work(batches), batches
+            except (MemoryError, RuntimeError) as problem:
+                if not ran_out_of_memory(problem):
+                    raise
+            # Here, and not above: while the error is handled it holds what it should free.
+            self._shrink(batches)
+
+    def _shrink(self, batches: list[Batch]) -> None:
+        """Halve the token budget; raises DoesNotFit where every row is alone already."""
+        self.optimizer.zero_grad(set_to_none=True)
+        largest = max(batches, key=lambda batch: len(batch.ids))
+        if len(largest.rows) == 1:
+            self._save()
+            raise DoesNotFit(
+                f"memory ran out on a single row of {largest.tokens} tokens; the state after step "
+                f"{self.progress.step} is saved",
+                found=f"row {largest.rows[0] + 1}",
+                do="--cutoff_len lower, --quantize nf4, or a machine with more memory; "
+                "`suri fit` tells what a run needs",
+            )
+        self.progress = replace(self.progress, token_budget=max(1, len(largest.ids) // 2))
+        if self.device != "cpu":
+            torch.cuda.empty_cache()
+        size = f"micro-batches of up to {self.progress.token_budget} tokens from now on"
+        self.listen("note", {"text": f"memory ran out: {size}, the same rows in every step"})
 
     def _evaluate_if_due(self, stop: threading.Event) -> None:
         """Evaluate before the first step, every eval_steps and after the last, each once."""
@@ -188,13 +184,17 @@ class Run:
 
     def _evaluate(self, stop: threading.Event) -> None:
         """Held-out loss and a few answers to look at; the best trained adapter is kept."""
-        total, learned = 0.0, 0
-        for batch in self._batches(self.held_out):
-            self._stop_if_asked(stop)
-            with torch.no_grad():
-                total += float(self.engine.loss(batch, None))
-            learned += batch.learned_tokens
-        loss = total / learned
+
+        def total_loss(batches: list[Batch]) -> float:
+            losses = []
+            for batch in batches:
+                self._stop_if_asked(stop)
+                with torch.no_grad():
+                    losses.append(float(self.engine.loss(batch, None)))
+            return sum(losses)
+
+        total, batches = self._within_memory(self.held_out, total_loss)
+        loss = total / sum(batch.learned_tokens for batch in batches)
         step = self.progress.step
         self.progress = replace(self.progress, evaluated_step=step)
         if step == 0:

@@ -14,7 +14,6 @@ from suri.model.linear import Dropout
 from suri.model.storage import Dense, Storage
 from suri.train.budget import CHUNK_BYTES
 
-
 MULTIPLE = 16
 """Streams are as many tokens long, or a multiple of it."""
 

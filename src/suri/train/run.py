@@ -7,25 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from suri.data.cache import encode_table
-from suri.data.encode import Rules, encode_prompt, encode_records
-from suri.data.examples import Encoded
+from suri.data.encode import encode_prompt
 from suri.data.findings import KINDS, SHOWN
-from suri.data.prompt import PROMPT_FILE, Prompt, find_prompt, read_prompt
+from suri.data.prompt import Prompt
 from suri.data.records import Record, write_records
-from suri.data.split import Rows, load_rows
-from suri.errors import DataError, UsageError
 from suri.files import disk_errors_explained, write_json
-from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter, initial_adapter, write_adapter
-from suri.model.config import read_config
-from suri.model.load import choose_device
-from suri.model.tokenizer import Tokenizer, read_tokenizer
-from suri.model.weights import base_identity, find_base
+from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter, write_adapter
+from suri.model.tokenizer import Tokenizer
 from suri.recipe import Recipe
+from suri.train.budget import ON_CPU
 from suri.train.checkpoint import Progress
-from suri.train.engine import Answerer, Engine, Ids, SuriEngine
-from suri.train.loop import Listener, Plan, Run
-from suri.train.run_folder import finish_run, open_run, peak_memory_bytes, recorded_recipe
+from suri.train.engine import Answerer, Engine, SuriEngine
+from suri.train.loop import Listener, Run
+from suri.train.machine import peak_memory_bytes
+from suri.train.plan import Plan
+from suri.train.prepare import Prepared, expected_time, fit_here, prepare, start_adapter
+from suri.train.run_folder import finish_run, open_run, recorded_recipe
 from suri.train.trackers import reporting
 
 PROBE = 512
@@ -56,58 +53,37 @@ def run_folder_of(recipe: Recipe) -> Path:
 
 def _train(recipe: Recipe, listen: Listener, answerer: Answerer) -> dict[str, Any]:
     began = time.perf_counter()
-    device = choose_device(recipe.device)
-    base = find_base(recipe.base_model)
-    config, tokenizer = read_config(base), read_tokenizer(base)
-    prompt = _prompt(recipe, tokenizer)
-    rows = load_rows(recipe)
-    rules = Rules(recipe.cutoff_len, recipe.train_on_inputs, recipe.overlong)
-    encoded = encode_table(rows.train, tokenizer, prompt, rules)
-    held_out = encode_records(
-        rows.held_out, tokenizer, prompt, replace(rules, train_on_inputs=False)
+    made = prepare(recipe)
+    planned = fit_here(made) if recipe.engine == "suri" else None
+    recipe = (
+        planned.recipe if planned else replace(recipe, token_budget=recipe.token_budget or ON_CPU)
     )
-    if not encoded.examples:
-        raise DataError(
-            f"no row of {recipe.data_path} has a response token within --cutoff_len "
-            f"{recipe.cutoff_len}",
-            do="raise --cutoff_len",
-        )
-    if recipe.early_stopping_patience and not held_out.examples:
-        raise UsageError(
-            "--early_stopping_patience needs held-out rows, and there are none",
-            do="raise --val_set_size, or name a file with --val_set_path",
-        )
-    adapter = initial_adapter(
-        config,
-        r=recipe.lora_r,
-        alpha=recipe.lora_alpha,
-        targets=recipe.lora_target_modules,
-        seed=recipe.seed,
-        dropout=recipe.lora_dropout,
-        rslora=recipe.use_rslora,
-        base=base_identity(base, recipe.quantize, recipe.base_model.strip()),
-    )
+    adapter = start_adapter(recipe, made)
     adapter_bytes = sum(4 * (a.numel() + b.numel()) for a, b in adapter.tensors.values())
     folder = open_run(recipe, adapter_bytes)
-    _write_inputs(folder, rows, encoded, prompt, tokenizer)
-    for text in _notes(recipe, rows, encoded, device):
+    _write_inputs(folder, made)
+    for text in [*_notes(recipe, made), _summary(recipe, made, adapter_bytes)]:
         listen("note", {"text": text})
-    listen("note", {"text": _summary(recipe, encoded, held_out, adapter_bytes, device)})
-    engine = _engine(recipe, base, adapter, device, answerer, encoded.examples.ids[:PROBE])
-    samples = rows.held_out[:SAMPLES]
+    if planned:
+        listen("note", {"text": planned.sentence()})
+    engine = _engine(recipe, made, adapter, answerer)
+    if isinstance(engine, SuriEngine):
+        listen("note", {"text": expected_time(recipe, made, engine.decoder)})
+    samples = made.rows.held_out[:SAMPLES]
     run = Run(
         recipe=recipe,
-        device=device,
+        device=made.device,
         folder=folder,
         engine=engine,
-        train=encoded.examples,
-        held_out=held_out.examples,
-        sample=lambda: _sample(engine, samples, tokenizer, prompt),
+        train=made.encoded.examples,
+        held_out=made.held_out.examples,
+        sample=lambda: _sample(engine, samples, made.tokenizer, made.prompt),
         listen=listen,
     )
     progress = run.train_all()
-    result = _result(recipe, progress, encoded, device) | {
+    result = _result(recipe, progress, made) | {
         "stopped_early": progress.step < run.plan.steps,
+        "memory_estimate": planned.estimate.as_json() if planned else None,
         "total_seconds": round(time.perf_counter() - began, 3),
     }
     _publish_adapter(folder, engine, progress)
@@ -115,38 +91,28 @@ def _train(recipe: Recipe, listen: Listener, answerer: Answerer) -> dict[str, An
     return result
 
 
-def _prompt(recipe: Recipe, tokenizer: Tokenizer) -> Prompt:
-    """The prompt of the recipe; a run that goes on keeps its own, whose file may have changed."""
-    folder = Path(recipe.output_dir.strip())
-    if (recipe.resume or recipe.resume_from_checkpoint) and (folder / PROMPT_FILE).is_file():
-        return read_prompt(folder)
-    return find_prompt(recipe.prompt_template_name, tokenizer)
-
-
-def _engine(
-    recipe: Recipe, base: Path, adapter: Adapter, device: str, answerer: Answerer, probe: Ids
-) -> Engine:
+def _engine(recipe: Recipe, made: Prepared, adapter: Adapter, answerer: Answerer) -> Engine:
     if recipe.engine == "suri":
-        return SuriEngine(recipe, base, adapter, device, answerer, probe)
+        probe = made.encoded.examples.ids[:PROBE]
+        return SuriEngine(recipe, made.base, adapter, made.device, answerer, probe)
     from suri.train.reference import ReferenceEngine
 
-    return ReferenceEngine(recipe, base, adapter, device)
+    return ReferenceEngine(recipe, made.base, adapter, made.device)
 
 
-def _write_inputs(
-    folder: Path, rows: Rows, encoded: Encoded, prompt: Prompt, tokenizer: Tokenizer
-) -> None:
+def _write_inputs(folder: Path, made: Prepared) -> None:
     """What describes the run's input, written before the first step."""
-    facts = {"encoded": encoded.counts, "left_out_rows": [row + 1 for row in encoded.left_out]}
-    write_json(folder / "data.json", rows.facts | facts)
-    write_records(folder / "held_out.jsonl", rows.held_out)
-    prompt.save(folder)
-    tokenizer.save(folder)
+    left_out = [row + 1 for row in made.encoded.left_out]
+    facts = {"encoded": made.encoded.counts, "left_out_rows": left_out}
+    write_json(folder / "data.json", made.rows.facts | facts)
+    write_records(folder / "held_out.jsonl", made.rows.held_out)
+    made.prompt.save(folder)
+    made.tokenizer.save(folder)
 
 
-def _notes(recipe: Recipe, rows: Rows, encoded: Encoded, device: str) -> list[str]:
+def _notes(recipe: Recipe, made: Prepared) -> list[str]:
     """What a user should hear about the settings and the data before the run."""
-    notes = []
+    rows, encoded, notes = made.rows, made.encoded, []
     if not recipe.add_eos_token:
         notes.append("add_eos_token False: the end-of-text token is learned all the same")
     warnings = {kind: count for kind, count in rows.facts["warnings"].items() if count}
@@ -165,18 +131,17 @@ def _notes(recipe: Recipe, rows: Rows, encoded: Encoded, device: str) -> list[st
     if encoded.left_out:
         numbers = ", ".join(str(row + 1) for row in encoded.left_out)
         notes.append(f"left out: rows {numbers}" + ", ..." * (len(encoded.left_out) == SHOWN))
-    if device == "cuda":
+    if made.device == "cuda":
         notes.append("training on the GPU in bf16, adapter in fp32")
     return notes
 
 
-def _summary(
-    recipe: Recipe, encoded: Encoded, held_out: Encoded, adapter_bytes: int, device: str
-) -> str:
-    steps = Plan(recipe, encoded.examples.lengths).steps
+def _summary(recipe: Recipe, made: Prepared, adapter_bytes: int) -> str:
+    train, held_out = made.encoded.examples, made.held_out.examples
+    steps = Plan(recipe, train.lengths).steps
     return (
-        f"{len(encoded.examples)} rows to train, {len(held_out.examples)} held out; {steps} steps "
-        f"of {recipe.batch_size} rows; adapter of {adapter_bytes // 4:,} numbers on {device}"
+        f"{len(train)} rows to train, {len(held_out)} held out; {steps} steps "
+        f"of {recipe.batch_size} rows; adapter of {adapter_bytes // 4:,} numbers on {made.device}"
     )
 
 
@@ -205,16 +170,16 @@ def _publish_adapter(folder: Path, engine: Engine, progress: Progress) -> None:
         shutil.copyfile(folder / "best" / name, folder / name)
 
 
-def _result(recipe: Recipe, progress: Progress, encoded: Encoded, device: str) -> dict[str, Any]:
+def _result(recipe: Recipe, progress: Progress, made: Prepared) -> dict[str, Any]:
     best = progress.best_loss
     return {
         "steps": progress.step,
-        "rows": len(encoded.examples),
+        "rows": len(made.encoded.examples),
         "tokens": progress.tokens,
         "learned_tokens": progress.learned_tokens,
         "train_seconds": round(progress.step_seconds, 3),
         "tokens_per_second": progress.tokens / max(progress.step_seconds, 1e-9),
-        "peak_memory_bytes": peak_memory_bytes(device),
+        "peak_memory_bytes": peak_memory_bytes(made.device),
         "base_loss": progress.base_loss,
         "held_out_loss": best,
         "held_out_perplexity": None if best is None else math.exp(min(best, 700.0)),

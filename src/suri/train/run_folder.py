@@ -1,20 +1,14 @@
 """The run folder: what a training writes beside its adapter, and whose folder it is."""
 
 import dataclasses
-import os
-import platform
-import re
 import shutil
-import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from suri.errors import UsageError
 from suri.files import make_folder, need_space, read_json, write_json, write_manifest, write_text
 from suri.recipe import Recipe, recipe_from_toml, settings_of
+from suri.train.machine import environment
 
 RECIPE, RESULT, METRICS = "recipe.toml", "result.json", "metrics.jsonl"
 OURS = (
@@ -86,56 +80,6 @@ def recorded_recipe(folder: Path, asked: Recipe) -> Recipe:
             do="leave them out to go on, or start anew with --overwrite",
         )
     return dataclasses.replace(recorded, **{name: getattr(asked, name) for name in free})
-
-
-def environment(device: str) -> dict[str, Any]:
-    """Machine and versions, for a reader who wants to repeat the run."""
-    packages = {}
-    for name in ("suri", "torch", "tokenizers", "bitsandbytes", "transformers", "peft"):
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    gpu = torch.cuda.get_device_name() if device != "cpu" and torch.cuda.is_available() else None
-    return {
-        "python": platform.python_version(),
-        "packages": packages,
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if hasattr(os, "sysconf")
-        else None,
-        "gpu": gpu,
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
-
-
-def peak_memory_bytes(device: str) -> int:
-    """The most memory this process held: of the GPU where one trains, else resident."""
-    if device != "cpu":
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # Not getrusage: its figure is at least that of the process that started this one.
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
-        if found:
-            return int(found[1]) * 1024
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
 def finish_run(folder: Path, recipe: Recipe, result: dict[str, Any]) -> None:

@@ -1,0 +1,114 @@
+"""`suri fit`: whether a training fits into memory, here or elsewhere, and how long it takes."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from suri.cli.flags import parse
+from suri.errors import DoesNotFit, UsageError
+from suri.files import readable_bytes
+from suri.recipe import Recipe
+from suri.train.budget import HEADROOM, Estimate, alternatives, estimate, fitting_budget
+
+MEANING = {
+    "process": "interpreter, libraries and rows",
+    "base": "the frozen model, stored as --quantize says",
+    "adapter": "the trained pairs, fp32",
+    "optimizer": "gradients, AdamW's moments, saving",
+    "activations": "what a micro-batch keeps for its backward pass",
+    "working": "what comes and goes in a layer and in the head",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked(Recipe):
+    """Tell whether a training with these settings fits, and how long it takes on this machine.
+
+    A folder with nothing but config.json is enough to ask about memory.
+    """
+
+    memory: str = ""
+    """Plan for a GPU with this much memory, as 40GB, instead of this machine (with --device cpu:
+    for a computer with this much)."""
+
+
+def run(argv: list[str]) -> None:
+    """Print the parts, the sum, and what is free; exit 4 where it does not fit."""
+    asked = parse(Asked, argv, "suri fit")
+    recipe = Recipe(**{item.name: getattr(asked, item.name) for item in fields(Recipe)})
+    memory = _memory(asked.memory)
+    console = Console(highlight=False)
+    base = Path(recipe.base_model.strip()).expanduser()
+    if (base / "config.json").is_file() and not (base / "tokenizer.json").is_file():
+        _of_shape(console, recipe, base, memory)
+    else:
+        _of_run(console, recipe, memory)
+
+
+def _memory(text: str) -> int | None:
+    from suri.train.budget import parse_memory
+
+    try:
+        return parse_memory(text) if text.strip() else None
+    except (KeyError, ValueError):
+        raise UsageError(f"--memory {text} is not a size", do="write it as 40GB") from None
+
+
+def _device(recipe: Recipe, memory: int | None) -> str:
+    """The device to plan for; memory alone means a GPU."""
+    if memory is not None:
+        return "cpu" if recipe.device == "cpu" else "cuda"
+    from suri.model.load import choose_device
+
+    return choose_device(recipe.device)
+
+
+def _of_shape(console: Console, recipe: Recipe, base: Path, memory: int | None) -> None:
+    """Memory alone: there are no weights to time and no tokenizer to count rows with."""
+    from suri.model.config import read_config
+
+    config, device = read_config(base), _device(recipe, memory)
+    if memory is None:
+        from suri.train.machine import free_memory_bytes
+
+        memory = free_memory_bytes(device)
+    free = memory or 1 << 62
+    budget = recipe.token_budget or fitting_budget(config, recipe, device=device, free=free)
+    tokens = max(budget or 128, recipe.cutoff_len)
+    found = estimate(config, recipe, tokens, device=device)
+    _show(console, found, memory, device)
+    if found.total > HEADROOM * free:
+        others = alternatives(config, recipe, device=device, free=free, tokens=tokens)
+        raise DoesNotFit(
+            f"this run needs {readable_bytes(found.total)} of memory",
+            found=f"{readable_bytes(free)} on {device}",
+            do="; ".join(others) or "it needs more memory, or a smaller model",
+        )
+
+
+def _of_run(console: Console, recipe: Recipe, memory: int | None) -> None:
+    """Memory by the recipe's own rows, and the time where the machine is this one."""
+    from suri.train.prepare import fit_here, prepare, time_here
+
+    made = prepare(recipe, _device(recipe, memory))
+    found = fit_here(made, memory)
+    _show(console, found.estimate, found.free, made.device)
+    console.print(f"micro-batches of up to {found.recipe.token_budget} tokens")
+    if memory is None:
+        console.print(time_here(found.recipe, made))
+
+
+def _show(console: Console, found: Estimate, free: int | None, device: str) -> None:
+    table = Table(box=None, pad_edge=False)
+    for name in ("part", "bytes", "what it is"):
+        table.add_column(name, justify="right" if name == "bytes" else "left")
+    for name, size in found.parts.items():
+        table.add_row(name, readable_bytes(size), MEANING[name])
+    if found.loading == found.total:
+        table.add_row("", readable_bytes(found.loading), "most while the base is read")
+    table.add_row("[bold]in all[/]", f"[bold]{readable_bytes(found.total)}[/]", f"on {device}")
+    if free is not None:
+        table.add_row("to be had", readable_bytes(free), f"{HEADROOM:.0%} of it is planned with")
+    console.print(table)

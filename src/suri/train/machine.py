@@ -1,0 +1,116 @@
+"""What this machine is, what it has free, and what this process took of it."""
+
+import os
+import platform
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Machine and versions, for a reader who wants to repeat the run."""
+    packages = {}
+    for name in ("suri", "torch", "tokenizers", "bitsandbytes", "transformers", "peft"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    gpu = torch.cuda.get_device_name() if device != "cpu" and torch.cuda.is_available() else None
+    return {
+        "python": platform.python_version(),
+        "packages": packages,
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if hasattr(os, "sysconf")
+        else None,
+        "gpu": gpu,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+def peak_memory_bytes(device: str) -> int:
+    """The most memory this process held: of the GPU where one trains, else resident."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated()
+    # Not getrusage: its figure is at least that of the process that started this one.
+    if highest := _status_bytes("VmHWM"):
+        return highest
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def _status_bytes(name: str) -> int:
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return 0
+    found = re.search(rf"{name}:\s+(\d+) kB", status.read_text(encoding="utf-8"))
+    return int(found[1]) * 1024 if found else 0
+
+
+def ran_out_of_memory(problem: BaseException) -> bool:
+    """Whether an error says that an allocation failed, on a GPU or on the CPU."""
+    if isinstance(problem, MemoryError | torch.OutOfMemoryError):
+        return True
+    return "can't allocate memory" in str(problem) or "could not create a memory" in str(problem)
+
+
+def held_memory_bytes() -> int:
+    """What this process holds of the machine's memory now; 0 where that cannot be told."""
+    return _status_bytes("VmRSS")
+
+
+def free_memory_bytes(device: str) -> int | None:
+    """What a run may still take: of the GPU, or of the machine and its container.
+
+    None where that cannot be told.
+    """
+    if device != "cpu":
+        return int(torch.cuda.mem_get_info()[0])
+    facts = Path("/proc/meminfo")
+    if not facts.is_file():
+        return None
+    found = re.search(r"MemAvailable:\s+(\d+) kB", facts.read_text(encoding="ascii"))
+    available = int(found[1]) * 1024 if found else None
+    limits = [
+        limit - used
+        for limit, used in (_container(*names) for names in CONTAINER_FILES)
+        if limit is not None and used is not None
+    ]
+    return min([*limits, *([] if available is None else [available])], default=None)
+
+
+CONTAINER_FILES = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
+"""Limit and use of a container, under /sys/fs/cgroup: version 2 and version 1."""
+
+
+def _container(*names: str) -> tuple[int | None, int | None]:
+    values = []
+    for name in names:
+        try:
+            text = (Path("/sys/fs/cgroup") / name).read_text(encoding="ascii").strip()
+        except OSError:
+            return None, None
+        values.append(int(text) if text.isdigit() else None)
+    return values[0], values[1]

@@ -1,0 +1,135 @@
+"""What a training needs before its first step: the base, and rows as tokens."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from suri.data.cache import encode_table
+from suri.data.encode import Rules, encode_records
+from suri.data.examples import Encoded
+from suri.data.prompt import PROMPT_FILE, Prompt, find_prompt, read_prompt
+from suri.data.split import Rows, load_rows
+from suri.errors import DataError, UsageError
+from suri.files import readable_seconds
+from suri.model.adapter import Adapter, initial_adapter
+from suri.model.config import ModelConfig, read_config
+from suri.model.decoder import Decoder
+from suri.model.load import choose_device, load_decoder
+from suri.model.tokenizer import Tokenizer, read_tokenizer
+from suri.model.weights import base_identity, find_base
+from suri.recipe import Recipe
+from suri.train.fit import Fit, batches_of, expected_seconds, fit
+from suri.train.machine import free_memory_bytes, held_memory_bytes
+from suri.train.plan import Plan
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe's base and rows, found, checked and encoded."""
+
+    recipe: Recipe
+    device: str
+    base: Path
+    config: ModelConfig
+    tokenizer: Tokenizer
+    prompt: Prompt
+    rows: Rows
+    encoded: Encoded
+    held_out: Encoded
+
+
+def prepare(recipe: Recipe, device: str = "") -> Prepared:
+    """Find, check and encode; `device` where it is not this machine's.
+
+    Raises UsageError and DataError for what cannot be trained.
+    """
+    device = device or choose_device(recipe.device)
+    if recipe.quantize == "int8" and (device != "cpu" or recipe.engine != "suri"):
+        raise UsageError(
+            "--quantize int8 trains on CPUs with --engine suri",
+            do="--device cpu, or --quantize nf4",
+        )
+    base = find_base(recipe.base_model)
+    config, tokenizer = read_config(base), read_tokenizer(base)
+    prompt = _prompt(recipe, tokenizer)
+    rows = load_rows(recipe)
+    rules = Rules(recipe.cutoff_len, recipe.train_on_inputs, recipe.overlong)
+    encoded = encode_table(rows.train, tokenizer, prompt, rules)
+    held_out = encode_records(
+        rows.held_out, tokenizer, prompt, replace(rules, train_on_inputs=False)
+    )
+    if not encoded.examples:
+        raise DataError(
+            f"no row of {recipe.data_path} has a response token within --cutoff_len "
+            f"{recipe.cutoff_len}",
+            do="raise --cutoff_len",
+        )
+    if recipe.early_stopping_patience and not held_out.examples:
+        raise UsageError(
+            "--early_stopping_patience needs held-out rows, and there are none",
+            do="raise --val_set_size, or name a file with --val_set_path",
+        )
+    return Prepared(recipe, device, base, config, tokenizer, prompt, rows, encoded, held_out)
+
+
+def fit_here(made: Prepared, memory: int | None = None) -> Fit:
+    """The run on this machine, or on one with `memory` bytes for it."""
+    process = held_memory_bytes() if made.device == "cpu" and memory is None else None
+    free = memory
+    if memory is None and (left := free_memory_bytes(made.device)) is not None:
+        free = left + (process or 0)
+    return fit(
+        made.recipe,
+        made.config,
+        made.encoded.examples,
+        made.held_out.examples,
+        device=made.device,
+        free=free,
+        process=process,
+    )
+
+
+def start_adapter(recipe: Recipe, made: Prepared) -> Adapter:
+    """The adapter before its first step, which changes nothing."""
+    return initial_adapter(
+        made.config,
+        r=recipe.lora_r,
+        alpha=recipe.lora_alpha,
+        targets=recipe.lora_target_modules,
+        seed=recipe.seed,
+        dropout=recipe.lora_dropout,
+        rslora=recipe.use_rslora,
+        base=base_identity(made.base, recipe.quantize, recipe.base_model.strip()),
+    )
+
+
+def time_here(recipe: Recipe, made: Prepared) -> str:
+    """As `expected_time`, with two layers of the base read for it."""
+    dtype = torch.float32 if made.device == "cpu" else torch.bfloat16
+    decoder = load_decoder(
+        made.base, quantize=recipe.quantize, dtype=dtype, device=made.device, only_layers=2
+    )
+    config = replace(made.config, num_layers=decoder.config.num_layers)
+    start_adapter(recipe, replace(made, config=config)).attach(decoder, trainable=True)
+    return expected_time(recipe, made, decoder)
+
+
+def expected_time(recipe: Recipe, made: Prepared, decoder: Decoder) -> str:
+    """A sentence on how long the run's steps take, from timing two layers on its first rows."""
+    examples = made.encoded.examples
+    plan = Plan(recipe, examples.lengths)
+    batch = batches_of(recipe, [examples[i] for i in plan.examples(1)])[0]
+    rows = plan.steps * min(recipe.batch_size, plan.count)
+    tokens = round(rows * float(np.mean(examples.lengths)))
+    seconds = expected_seconds(decoder, made.config.num_layers, batch, tokens)
+    return f"time: about {readable_seconds(seconds)} of training for {tokens:,} tokens"
+
+
+def _prompt(recipe: Recipe, tokenizer: Tokenizer) -> Prompt:
+    """The prompt of the recipe; a run that goes on keeps its own, whose file may have changed."""
+    folder = Path(recipe.output_dir.strip())
+    if (recipe.resume or recipe.resume_from_checkpoint) and (folder / PROMPT_FILE).is_file():
+        return read_prompt(folder)
+    return find_prompt(recipe.prompt_template_name, tokenizer)
