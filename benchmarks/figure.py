@@ -1,6 +1,8 @@
 """Draw the figures of the training benchmark from what it found.
 
 python benchmarks/figure.py [RESULT.json] [FOLDER]  (benchmarks/results/training.json, docs/figures)
+
+Prints the lines that a document shows them with.
 """
 
 import json
@@ -30,7 +32,7 @@ def speed_figure(found: dict[str, Any]) -> str:
         memory.insert(0, Bar(found["trl_packed"]["peak_memory_bytes"] / 1e9))
     rounds = len(found["rounds"])
     panels = [
-        Panel(f"useful tokens per second (median and range of {rounds})", bars, digits=0),
+        Panel(f"useful tokens/s (median, range of {rounds})", bars, digits=0),
         Panel("peak memory, GB", memory),
     ]
     return on_white(bar_figure("training-speed", rows, panels))
@@ -52,6 +54,29 @@ def loss_figure(found: dict[str, Any]) -> str:
     return on_white(line_figure("training-loss", lines, x_label, "training loss", from_zero=True))
 
 
+def alt_texts(result: dict[str, Any]) -> dict[str, str]:
+    """What the figures show, in words, for who does not see them."""
+    figures = result["speed"]["summary"]
+    names = {"hf": "HF Trainer + PEFT"} | NAMES
+    ways = "; ".join(
+        f"{names[way]} {figures[way]['tokens_per_second']['median']:.0f} in "
+        f"{figures[way]['peak_memory_bytes']['median'] / 1e9:.1f} GB"
+        for way in WAYS
+    )
+    losses = {
+        NAMES[way]: method["training_loss"] for way, method in result["quality"]["methods"].items()
+    }
+    steps = len(losses["Suri"])
+    apart = max(
+        abs(a - b) for each in losses.values() for a, b in zip(losses["Suri"], each, strict=True)
+    )
+    return {
+        "training-speed": f"Useful tokens per second and peak memory: {ways}",
+        "training-loss": f"Training loss over {steps} steps, exact, in int8 and in nf4: the curves "
+        f"are never more than {apart:.2f} apart",
+    }
+
+
 def on_white(svg: str) -> str:
     """The figure in the colours of paper on a white ground, so that it is read on dark pages too.
 
@@ -67,12 +92,13 @@ def main() -> None:
     folder = Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "docs" / "figures"
     found = json.loads(file.read_text(encoding="utf-8"))
     folder.mkdir(parents=True, exist_ok=True)
-    for name, svg in (
-        ("training-speed", speed_figure(found["speed"])),
-        ("training-loss", loss_figure(found["quality"])),
-    ):
-        (folder / f"{name}.svg").write_text(svg + "\n", encoding="utf-8")
-        print(folder / f"{name}.svg")
+    figures = {
+        "training-speed": speed_figure(found["speed"]),
+        "training-loss": loss_figure(found["quality"]),
+    }
+    for name, alt in alt_texts(found).items():
+        (folder / f"{name}.svg").write_text(figures[name] + "\n", encoding="utf-8")
+        print(f"![{alt}](docs/figures/{name}.svg)")
 
 
 if __name__ == "__main__":
