@@ -80,6 +80,7 @@ class Line:
     lows: Sequence[float] = ()
     highs: Sequence[float] = ()
     faint: bool = False
+    marked: bool = True
 
 
 def bar_figure(name: str, rows: Sequence[tuple[str, int]], panels: Sequence[Panel]) -> str:
@@ -123,7 +124,13 @@ def _draw_bars(axis: Any, rows: Sequence[tuple[str, int]], panel: Panel) -> None
 
 
 def line_figure(
-    name: str, lines: Sequence[Line], x_label: str, y_label: str, *, x_names: Sequence[str] = ()
+    name: str,
+    lines: Sequence[Line],
+    x_label: str,
+    y_label: str,
+    *,
+    x_names: Sequence[str] = (),
+    from_zero: bool = False,
 ) -> str:
     """Lines over one pair of axes, told apart by colour, dash and marker.
 
@@ -139,6 +146,8 @@ def line_figure(
         axis.set_xlabel(x_label)
         axis.set_ylabel(y_label)
         axis.margins(x=0.03, y=0.1)
+        if from_zero:
+            axis.set_ylim(bottom=0)
         if x_names:
             axis.set_xticks(range(len(x_names)), x_names)
             axis.set_xlim(-0.3, len(x_names) - 0.7)
@@ -153,8 +162,8 @@ def _draw_line(axis: Any, line: Line, aside: float) -> None:
     if line.faint:
         axis.plot(xs, line.ys, **look | {"linestyle": "-", "linewidth": 1, "alpha": 0.55})
         return
-    marker = {"marker": MARKERS[line.series], "markersize": 5, "linewidth": 2}
-    axis.plot(xs, line.ys, **look, **marker)
+    marker = {"marker": MARKERS[line.series], "markersize": 5} if line.marked else {}
+    axis.plot(xs, line.ys, linewidth=2, **look, **marker)
     if line.lows:
         axis.vlines(xs, line.lows, line.highs, color=paint, linewidth=1)
 
