@@ -61,7 +61,7 @@ def estimate(
         "base": weights,
         "adapter": 4 * numbers,
         "optimizer": OPTIMIZER_BYTES[device] * numbers,
-        "activations": round(SPARE[device] * tokens * _kept_numbers(config, recipe) * item),
+        "activations": round(SPARE[device] * tokens * kept_numbers(config, recipe) * item),
         "working": round(SPARE[device] * _working_bytes(config, recipe, tokens, item)),
     }
     if device == "cpu":  # the file is mapped while it is read; on a GPU that is other memory
@@ -105,7 +105,7 @@ def adapter_numbers(config: ModelConfig, recipe: Recipe) -> int:
     return config.num_layers * recipe.lora_r * sum(sum(shapes[name]) for name in targets)
 
 
-def _kept_numbers(config: ModelConfig, recipe: Recipe) -> int:
+def kept_numbers(config: ModelConfig, recipe: Recipe) -> int:
     """Activations that a token leaves for the backward pass, in numbers.
 
     Per layer: the input of each half, q k v (turned in place), the mixed values and their sums,

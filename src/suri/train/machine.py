@@ -98,18 +98,19 @@ def free_memory_bytes(device: str) -> int | None:
     return min([*limits, *([] if available is None else [available])], default=None)
 
 
+CONTAINER = Path("/sys/fs/cgroup")
 CONTAINER_FILES = (
     ("memory.max", "memory.current"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
 )
-"""Limit and use of a container, under /sys/fs/cgroup: version 2 and version 1."""
+"""Limit and use of a container, in that folder: version 2 and version 1."""
 
 
 def _container(*names: str) -> tuple[int | None, int | None]:
     values = []
     for name in names:
         try:
-            text = (Path("/sys/fs/cgroup") / name).read_text(encoding="ascii").strip()
+            text = (CONTAINER / name).read_text(encoding="ascii").strip()
         except OSError:
             return None, None
         values.append(int(text) if text.isdigit() else None)

@@ -1,0 +1,74 @@
+"""Each undocumented operator taken away: the plain way gives the same result."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_decoder import seeded
+
+from conftest import make_model
+from suri.model import attention, kernels
+from suri.model.attention import PackedAttention
+from suri.model.load import load_decoder
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+def test_products_by_either_library_are_the_product(
+    onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_onednn_multiplies", lambda: onednn)
+    x, weight = torch.randn(33, 70, generator=seeded(1)), torch.randn(90, 70, generator=seeded(2))
+    wanted = x.double() @ weight.double().t()
+    assert torch.allclose(kernels.product(x, weight).double(), wanted, atol=1e-4)
+    back = torch.randn(33, 90, generator=seeded(3))
+    wanted = back.double() @ weight.double()
+    assert torch.allclose(kernels.product(back, weight.t()).double(), wanted, atol=1e-4)
+
+
+def test_int8_products_are_exact() -> None:
+    x = torch.randint(-127, 128, (17, 72), generator=seeded(1), dtype=torch.int8)
+    weight = torch.randint(-127, 128, (72, 40), generator=seeded(2), dtype=torch.int8)
+    found = kernels.int8_product(x, weight)
+    assert torch.equal(found.long(), x.long() @ weight.long())
+    other = kernels.int8_product(x, weight.t().contiguous().t())
+    assert torch.equal(other, found)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+@pytest.mark.parametrize("prefix", [0, 3])
+def test_attention_without_the_flash_operator_is_the_same(
+    kind: str, prefix: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"sliding_window": 7} if kind == "mistral" else {}
+    decoder = load_decoder(make_model(tmp_path, kind, **changes))
+    lengths = [9, 1, 14]
+    ids = torch.randint(0, 131, (sum(lengths) + prefix,), generator=seeded(1))
+    positions = torch.cat(
+        [torch.arange(prefix), *(torch.arange(prefix, prefix + n) for n in lengths)]
+    )
+    x = torch.randn(len(ids), 48, generator=seeded(2))
+
+    def found() -> tuple[torch.Tensor, torch.Tensor]:
+        attend = PackedAttention(lengths, decoder.config.sliding_window, prefix)
+        inputs = x.clone().requires_grad_()
+        from suri.model.decoder import rotation_of
+
+        rotation = rotation_of(positions, decoder.frequencies, x.dtype)
+        out = decoder.layers[0](inputs, rotation, attend, decoder.config.head_dim)
+        out.square().sum().backward()
+        return out.detach(), inputs.grad
+
+    by_operator = found()
+    monkeypatch.setattr(attention, "has_flash", lambda: False)
+    plain = found()
+    assert torch.allclose(by_operator[0], plain[0], rtol=1e-4, atol=1e-4)
+    assert torch.allclose(by_operator[1], plain[1], rtol=1e-3, atol=1e-3)
+
+
+def test_a_c_library_without_mallopt_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Without:
+        def __init__(self, name: object) -> None:
+            pass
+
+    monkeypatch.setattr(kernels.ctypes, "CDLL", Without)
+    kernels.keep_memory.__wrapped__()
