@@ -126,7 +126,7 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
 
 
 class _Rotation(torch.autograd.Function):
-    """Backward turns the gradient the other way, in place too: nothing else holds it."""
+    """Backward turns a copy of the gradient the other way."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:

@@ -64,6 +64,12 @@ def compare_sections(
     ]
 
 
+STORED = {
+    "nf4": " The adapter’s base is stored as nf4, as in its training.",
+    "int8": " The adapter was trained with its base in int8 and is used with the base as given.",
+}
+
+
 def _overview(summary: dict[str, Any]) -> Section:
     settings = summary["settings"]
     text = (
@@ -72,10 +78,7 @@ def _overview(summary: dict[str, Any]) -> Section:
         f"adapter merged into the weights. Every way ran in a process of its own, in the same "
         f"engine at {settings['dtype']}, so that nothing but the weights differs."
     )
-    if summary["recipe"]["quantize"] != "none":
-        text += (
-            f" The adapter’s base is stored as {summary['recipe']['quantize']}, as in its training."
-        )
+    text += STORED.get(summary["recipe"]["quantize"], "")
     ways, tiles = summary["ways"], []
     if BASE in ways and ADAPTER in ways:
         for name in ("exact_match", "loss"):
