@@ -55,7 +55,8 @@ def kernel(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Tensor]]:
     """torch's function as several versions of torch have it."""
-    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    from torch.nn.attention import varlen
+
     monkeypatch.setattr(varlen, "varlen_attn", request.param)
     kernels.varlen_options.cache_clear()
     yield request.param

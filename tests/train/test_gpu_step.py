@@ -30,7 +30,6 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The benchmark's 7B shape, rows and estimate; attention takes the GPU's way."""
-    pytest.importorskip("torch.nn.attention.varlen")
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setattr(PackedAttention, "__call__", lambda self, _, q, k, v: self._varlen(q, k, v))
     from gpu_rows import model

@@ -129,9 +129,8 @@ def test_the_budget_is_settled_recorded_and_estimated(
 ) -> None:
     result = train(recipe_for(tiny, rows, tmp_path / "run"), silent, no_answers)
     assert "token_budget = 512" in (tmp_path / "run" / "recipe.toml").read_text(encoding="utf-8")
-    assert result["memory_estimate"]["total"] == max(
-        sum(result["memory_estimate"]["parts"].values()), result["memory_estimate"]["total"]
-    )
+    assert result["memory_estimate"]["total"] >= sum(result["memory_estimate"]["parts"].values())
+    assert result["memory_estimate"]["parts"]["base"] > 0
     made = prepare.prepare(recipe_for(tiny, rows, tmp_path / "other"))
     settings = {"device": "cpu", "process": 290_000_000}
     arguments = (made.config, made.encoded.examples, made.held_out.examples)
