@@ -7,10 +7,16 @@ from rich.console import Console
 from rich.table import Table
 
 from suri.cli.flags import parse
-from suri.errors import DoesNotFit, UsageError
+from suri.errors import UsageError
 from suri.files import readable_bytes
 from suri.recipe import Recipe
-from suri.train.budget import HEADROOM, Estimate, alternatives, estimate, fitting_budget
+from suri.train.budget import (
+    HEADROOM,
+    Estimate,
+    estimate,
+    fitting_budget,
+    refuse_what_does_not_fit,
+)
 
 MEANING = {
     "process": "interpreter, libraries and rows",
@@ -41,7 +47,8 @@ def run(argv: list[str]) -> None:
     memory = _memory(asked.memory)
     console = Console(highlight=False)
     base = Path(recipe.base_model.strip()).expanduser()
-    if (base / "config.json").is_file() and not (base / "tokenizer.json").is_file():
+    tokenizers = ("tokenizer.json", "tokenizer.model")
+    if (base / "config.json").is_file() and not any((base / n).is_file() for n in tokenizers):
         _of_shape(console, recipe, base, memory)
     else:
         _of_run(console, recipe, memory)
@@ -79,13 +86,7 @@ def _of_shape(console: Console, recipe: Recipe, base: Path, memory: int | None) 
     tokens = max(budget or 128, recipe.cutoff_len)
     found = estimate(config, recipe, tokens, device=device)
     _show(console, found, memory, device)
-    if found.total > HEADROOM * free:
-        others = alternatives(config, recipe, device=device, free=free, tokens=tokens)
-        raise DoesNotFit(
-            f"this run needs {readable_bytes(found.total)} of memory",
-            found=f"{readable_bytes(free)} on {device}",
-            do="; ".join(others) or "it needs more memory, or a smaller model",
-        )
+    refuse_what_does_not_fit(found, config, recipe, device=device, free=free)
 
 
 def _of_run(console: Console, recipe: Recipe, memory: int | None) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from suri.errors import DoesNotFit
+from suri.files import readable_bytes
 from suri.model.config import ModelConfig
 from suri.recipe import Recipe
 
@@ -162,6 +164,22 @@ def alternatives(
         if size < tokens or changed.quantize != recipe.quantize
         if estimate(config, changed, size, device=device).total <= HEADROOM * free
     ]
+
+
+def refuse_what_does_not_fit(
+    found: Estimate, config: ModelConfig, recipe: Recipe, *, device: str, free: int
+) -> None:
+    """Raise DoesNotFit, naming what would fit, where the estimate is more than may be used."""
+    if found.total <= HEADROOM * free:
+        return
+    others = alternatives(config, recipe, device=device, free=free, tokens=found.tokens)
+    raise DoesNotFit(
+        f"this run needs {readable_bytes(found.total)} of memory",
+        found=f"{readable_bytes(free)} on {device}",
+        do="any of these would fit: " + "; ".join(others)
+        if others
+        else "it needs a machine with more memory, or a smaller model",
+    )
 
 
 def parse_memory(text: str) -> int:

@@ -9,12 +9,11 @@ from torch import nn
 
 from suri.data.batch import Batch, micro_batches
 from suri.data.examples import Example, Examples
-from suri.errors import DoesNotFit
 from suri.files import readable_bytes
 from suri.model.config import ModelConfig
 from suri.model.decoder import Decoder
 from suri.recipe import Recipe
-from suri.train.budget import HEADROOM, Estimate, alternatives, estimate, fitting_budget
+from suri.train.budget import Estimate, estimate, fitting_budget, refuse_what_does_not_fit
 from suri.train.loss import head_loss, hidden_states, learned_rows
 from suri.train.plan import Plan
 
@@ -64,15 +63,8 @@ def fit(
         recipe = replace(recipe, token_budget=budget or LEAST_BUDGET)
     tokens = largest_stream(recipe, train, held_out)
     found = estimate(config, recipe, tokens, device=device, process=process)
-    if free is not None and found.total > HEADROOM * free:
-        others = alternatives(config, recipe, device=device, free=free, tokens=tokens)
-        raise DoesNotFit(
-            f"this run needs {readable_bytes(found.total)} of memory",
-            found=f"{readable_bytes(free)} on {device}",
-            do="any of these would fit: " + "; ".join(others)
-            if others
-            else "it needs a machine with more memory, or a smaller model",
-        )
+    if free is not None:
+        refuse_what_does_not_fit(found, config, recipe, device=device, free=free)
     return Fit(recipe, found, free)
 
 
