@@ -92,6 +92,6 @@ def test_peft_gives_the_trained_adapters_logits(run: Path, embedded: Path) -> No
     for text in texts:
         ids = torch.tensor(model.tokenizer.encode(text))
         with torch.no_grad():
-            hidden = model.decoder(ids, torch.arange(len(ids)), PackedAttention([len(ids)]))
-            difference = model.decoder.logits(hidden) - theirs(ids[None]).logits[0]
+            hidden = model.engine.decoder(ids, torch.arange(len(ids)), PackedAttention([len(ids)]))
+            difference = model.engine.decoder.logits(hidden) - theirs(ids[None]).logits[0]
         assert difference.abs().max() <= 2e-4

@@ -5,14 +5,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from suri.errors import Corrupt, DoesNotFit, SuriError, UsageError
 
-MANIFEST = "manifest.json"
+MANIFEST, LOCK = "manifest.json", ".lock"
 
 
 @contextmanager
@@ -105,6 +105,29 @@ def cache_folder() -> Path:
     """Where what can be made again is kept: SURI_CACHE, or suri in the user's cache folder."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("SURI_CACHE") or Path(home) / "suri")
+
+
+@contextmanager
+def holding(folder: Path, wait: Callable[[], None]) -> Iterator[None]:
+    """Hold the folder against other processes that ask for it; `wait` is called before waiting.
+
+    The lock is a file descriptor that child processes inherit: after a kill it is held until the
+    last of them has ended, so that nobody starts the same work beside it. Without fcntl (Windows)
+    nothing is held.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with (folder / LOCK).open("w") as stream:
+        os.set_inheritable(stream.fileno(), True)
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            wait()
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def need_space(folder: Path, needed_bytes: int, purpose: str) -> None:

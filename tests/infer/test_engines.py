@@ -16,7 +16,6 @@ from suri.data.prompt import find_prompt
 from suri.data.records import Record
 from suri.errors import Corrupt, UsageError
 from suri.infer.engines import open_model
-from suri.infer.generate import generate
 from suri.model.adapter import initial_adapter, write_adapter
 from suri.model.attention import PackedAttention
 from suri.model.config import read_config
@@ -57,7 +56,7 @@ def lora(tmp_path, tiny):
 def ids_of(model, records=RECORDS):
     """Greedy tokens: unlike text they show every difference."""
     prompts = [encode_prompt(record, model.tokenizer, model.prompt) for record in records]
-    return [answer.ids for answer in generate(model.decoder, prompts, -1, SHORT)]
+    return [answer.ids for answer in model.engine.generate(prompts, -1, SHORT)]
 
 
 def test_a_model_folder_answers_as_transformers(tiny):
@@ -112,22 +111,22 @@ def test_the_saved_prompt_is_used(tmp_path, tiny, lora):
 def test_an_adapter_trained_on_nf4_opens_on_nf4(tiny, lora):
     recorded = json.loads((lora / "base.json").read_text(encoding="utf-8"))
     (lora / "base.json").write_text(json.dumps(recorded | {"quantize": "nf4"}), encoding="utf-8")
-    assert type(open_model(str(lora)).decoder.layers[0].down.base).__name__ == "NF4"
-    assert type(open_model(str(lora), quantize="none").decoder.layers[0].down.base).__name__ == (
-        "Dense"
-    )
+    assert type(open_model(str(lora)).engine.decoder.layers[0].down.base).__name__ == "NF4"
+    assert type(
+        open_model(str(lora), quantize="none").engine.decoder.layers[0].down.base
+    ).__name__ == ("Dense")
 
 
 def test_load_8bit_stores_the_linears_as_int8(tiny, lora):
     model = open_model(str(tiny), lora_weights=str(lora), load_8bit=True)
-    assert all(layer.qkv.base.weight.dtype == torch.int8 for layer in model.decoder.layers)
+    assert all(layer.qkv.base.weight.dtype == torch.int8 for layer in model.engine.decoder.layers)
     assert "int8" in model.label
     prompt = torch.from_numpy(encode_prompt(RECORDS[0], model.tokenizer, model.prompt)).long()
     exact = open_model(str(tiny), lora_weights=str(lora))
     with torch.no_grad():
         near, true = (
-            m.decoder.logits(
-                m.decoder(prompt, torch.arange(len(prompt)), PackedAttention([len(prompt)]))
+            m.engine.decoder.logits(
+                m.engine.decoder(prompt, torch.arange(len(prompt)), PackedAttention([len(prompt)]))
             )
             for m in (model, exact)
         )

@@ -9,6 +9,7 @@ from suri.data.records import Record, write_records
 from suri.data.skills import SKILLS
 from suri.errors import UsageError
 from suri.study.compare import Comparison, compare, judge
+from suri.study.task import compare_plan
 
 RECORDS = [
     Record("Sort alphabetically.", "fig, apple", "apple, fig", next(iter(SKILLS))),
@@ -40,17 +41,11 @@ def test_answers_are_judged_row_by_row():
     assert (second["base"]["correct"], second["adapter"]["correct"]) == (None, None)
     assert first["base"]["rouge_l"] == pytest.approx(0.5)  # one word of two in order
     assert second["base"]["rouge_l"] == pytest.approx(2 * 1 * 0.25 / 1.25)
-    assert first["base"]["shared_prefix"] == pytest.approx(1 / 3)
-    assert not first["base"]["same_as_adapter"]
-    assert second["base"]["same_as_adapter"]
+    assert first["base"]["ids"] == [5, 6, 7]
+    assert second["adapter"]["chrf"] == pytest.approx(1.0)
     assert (first["base"]["learned_tokens"], second["base"]["learned_tokens"]) == (0, 5)
     assert second["base"]["loss_sum"] == 6.5
     assert entries[0]["expected"] == "apple, fig"
-
-
-def test_without_the_adapter_nothing_is_held_against_it():
-    answers = judge(RECORDS[:1], {"base": found(["x"], [[1]], [])})[0]["answers"]
-    assert "same_as_adapter" not in answers["base"]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +68,9 @@ def run(tmp_path_factory):
     ("changes", "message"),
     [
         ({"ways": "base,mergd"}, "mergd"),
-        ({"ways": ""}, "choose from base,adapter,hf,meta"),
+        ({"ways": ","}, "choose from base,adapter,hf,meta"),
+        ({"engines": "vllm"}, "choose from suri,transformers"),
+        ({"dtypes": "float8"}, "choose from float32"),
         ({"prompts": 0}, "1 or more"),
         ({"data_path": "nowhere.json"}, "holds no rows"),
         ({"merged_hf": "."}, "is not a merge of"),
@@ -98,33 +95,91 @@ def test_a_folder_of_something_else_is_left_alone(run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+PLAN = """
+[recipe]
+base_model = "{base}"
+data_path = "{rows}"
+val_set_path = "{held_out}"
+max_steps = 3
+batch_size = 4
+learning_rate = 2e-2
+lora_r = 3
+lora_alpha = 7
+device = "cpu"
+[compare]
+max_new_tokens = 6
+dtypes = "float32,bfloat16"
+engines = "suri,transformers"
+"""
+
+
+def write_plan(run, place, text=PLAN):
+    places = {name: run.parent / name for name in ("base", "rows.json", "held_out.json")}
+    plan = place / "task1.toml"
+    plan.write_text(
+        text.format(base=places["base"], rows=places["rows.json"], held_out=places["held_out.json"])
+    )
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("prompt = 3", "did you mean prompts"),
+        ('prompts = "3"', "not of the form"),
+        ('ways = "adaptor"', "adaptor"),
+    ],
+)
+def test_a_wrong_plan_is_refused_before_anything_is_trained(run, tmp_path, wrong, message):
+    plan = write_plan(run, tmp_path, PLAN + wrong)
+    with pytest.raises(UsageError, match=message):
+        compare_plan(Comparison(run=plan, output_dir=str(tmp_path / "out")), print)
+    assert not (tmp_path / "out" / "run").exists()
+
+
 @pytest.mark.slow
-def test_four_ways_from_the_command_line(run, tmp_path, capsys):
-    out = tmp_path / "out"
-    command = ["compare", str(run), "--output_dir", str(out), "--max_new_tokens", "6"]
-    suri([*command, "--device", "cpu"])
+def test_a_plan_trains_and_compares_every_way_and_a_second_run_trains_nothing(
+    run, tmp_path, capsys
+):
+    plan, out = write_plan(run, tmp_path), tmp_path / "task1"
+    suri(["compare", str(plan), "--output_dir", str(out), "--device", "cpu"])
     shown = capsys.readouterr().out
     assert "merged Meta" in shown
     assert "report.html" in shown
     summary = json.loads((out / "compare.json").read_text())
-    assert list(summary["ways"]) == ["base", "adapter", "hf", "meta"]
-    for way in ("hf", "meta"):
+    main = {name: way for name, way in summary["ways"].items() if way["is_main"]}
+    assert list(main) == ["base", "adapter", "hf", "meta", "int8", "nf4"]
+    others = set(summary["ways"]) - set(main)
+    assert others == {
+        "adapter-transformers-float32", "hf-transformers-float32", "adapter-suri-bfloat16",
+        "hf-suri-bfloat16", "meta-suri-bfloat16",
+    }  # fmt: skip
+    for way in ("hf", "meta", "adapter-transformers-float32", "hf-transformers-float32"):
         agreement = summary["ways"][way]["agreement"]
         assert agreement["identical"] == agreement["rows"] == 2
         assert agreement["probe"]["max_kl"] < 1e-6
-        assert summary["certificates"][way]["passed"]
-    assert summary["ways"]["base"]["agreement"]["probe"]["max_kl"] > 1e-3
-    result = json.loads((run / "result.json").read_text())
+    for way in ("base", "int8", "nf4"):
+        assert main[way]["agreement"]["probe"]["max_kl"] > 1e-5
+    assert {way for way, found in summary["certificates"].items() if found["passed"]} == {
+        "hf", "meta", "hf-transformers-float32", "hf-suri-bfloat16", "meta-suri-bfloat16",
+    }  # fmt: skip
+    result = json.loads((out / "run" / "result.json").read_text())
     losses = {way: found["quality"]["loss"]["value"] for way, found in summary["ways"].items()}
     assert losses["base"] == pytest.approx(result["base_loss"], rel=1e-5)
     assert losses["adapter"] == pytest.approx(result["held_out_loss"], rel=1e-5)
     assert losses["meta"] == pytest.approx(losses["adapter"], abs=1e-4)
+    assert losses["hf-transformers-float32"] == pytest.approx(losses["adapter"], abs=1e-4)
     entries = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
     assert [entry["expected"] for entry in entries] == [record.output for record in RECORDS]
 
-    made = (out / "merged-hf" / "certificate.json").stat().st_mtime_ns
-    suri([*command, "--device", "cpu", "--ways", "adapter,hf", "--repeats", "3"])
-    assert re.search(r"merged HF: .* is there already", " ".join(capsys.readouterr().out.split()))
-    assert (out / "merged-hf" / "certificate.json").stat().st_mtime_ns == made
+    made = (out / "merged-hf-float32" / "certificate.json").stat().st_mtime_ns
+    trained = (out / "run" / "result.json").stat().st_mtime_ns
+    command = ["compare", str(plan), "--output_dir", str(out), "--device", "cpu"]
+    suri([*command, "--ways", "adapter,hf", "--engines", "suri", "--repeats", "3"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"merged HF: .* is there already", shown)
+    assert "is finished already" in shown
+    assert (out / "merged-hf-float32" / "certificate.json").stat().st_mtime_ns == made
+    assert (out / "run" / "result.json").stat().st_mtime_ns == trained
     speed = json.loads((out / "compare.json").read_text())["ways"]["hf"]["speed"]
     assert speed["tokens_per_second"]["repeats"] == 3

@@ -72,7 +72,9 @@ def reference_losses(model, tokenizer, prompt):
 def test_losses_are_those_of_transformers_and_peft(tiny, run, spec):
     tokenizer, prompt = read_tokenizer(tiny), read_prompt(run)
     for way, model in (("adapter", reference_model(tiny, run)), ("base", reference_model(tiny))):
-        found = measure(replace(spec, way=way, parts=("losses",)))["losses"]
+        found = measure(replace(spec, way=way, with_adapter=way == "adapter", parts=("losses",)))[
+            "losses"
+        ]
         expected = list(reference_losses(model, tokenizer, prompt))
         assert [one["row"] for one in found] == [0, 1, 2]
         assert [one["learned_tokens"] for one in found] == [count for _, count in expected]
@@ -88,7 +90,7 @@ def test_losses_are_those_of_transformers_and_peft(tiny, run, spec):
 def test_answers_are_the_greedy_ones_of_transformers(tiny, run, spec):
     tokenizer, prompt = read_tokenizer(tiny), read_prompt(run)
     model = reference_model(tiny, run)
-    found = measure(replace(spec, way="adapter", parts=("answers",)))["answers"]
+    found = measure(replace(spec, way="adapter", with_adapter=True, parts=("answers",)))["answers"]
     for record, answer in zip(RECORDS, found, strict=True):
         ids = [int(token) for token in encode_prompt(record, tokenizer, prompt)]
         expected = []
@@ -101,7 +103,7 @@ def test_answers_are_the_greedy_ones_of_transformers(tiny, run, spec):
 
 
 def test_distributions_are_held_against_the_adapters(tiny, run, spec):
-    own = measure(replace(spec, way="adapter", parts=("losses",)))["probe"]
+    own = measure(replace(spec, way="adapter", with_adapter=True, parts=("losses",)))["probe"]
     tokens = sum(len(record.output) + 1 for record in RECORDS)
     assert own == {"tokens": tokens, "mean_kl": 0.0, "max_kl": 0.0, "top1_agreement": 1.0}
     found = measure(replace(spec, parts=("losses",)))["probe"]
@@ -127,7 +129,7 @@ def test_speed_memory_and_disk_are_measured(tiny, run, spec):
     assert 5e7 < speed["peak_memory_bytes"] < 2e10
     base = sum(path.stat().st_size for path in tiny.rglob("*") if path.is_file())
     assert speed["bytes_on_disk"] == base
-    adapted = measure(replace(spec, way="adapter", parts=("speed",)))["speed"]
+    adapted = measure(replace(spec, way="adapter", with_adapter=True, parts=("speed",)))["speed"]
     weights = (run / "adapter_model.safetensors").stat().st_size
     assert adapted["bytes_on_disk"] == base + weights
 

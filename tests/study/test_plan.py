@@ -6,7 +6,14 @@ import pytest
 
 from suri.errors import UsageError
 from suri.recipe import Recipe
-from suri.study.plan import Plan, prepare, read_plan
+from suri.study.plan import FIXED, Plan, read_plan, trials_of, write_rows
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def prepare(plan, folder):
+    held_out = write_rows(plan, folder)
+    return list(trials_of(plan, folder)), held_out
 
 
 @pytest.fixture
@@ -35,11 +42,35 @@ def test_a_plan_reads_recipe_and_study(tmp_path):
     assert plan == Plan(Recipe(lora_r=2), ("nf4",), (3, 9), (5, 0))
 
 
-def test_the_plan_that_comes_along_can_be_prepared(tmp_path):
-    plan = read_plan(Path(__file__).parents[2] / "recipes" / "task2-small.toml")
-    trials, held_out = prepare(plan, tmp_path)
-    assert len(trials) == 4
-    assert len(held_out) == 48
+@pytest.mark.parametrize(("name", "trials"), [("task2", 27), ("task2-7b", 18), ("litgpt-table", 6)])
+def test_the_plans_that_come_along_can_be_read(name, trials):
+    plan = read_plan(RECIPES / f"{name}.toml")
+    assert len(plan.quantize) * len(plan.rows) * len(plan.seeds) == trials
+
+
+def test_the_plan_for_this_machine_can_be_prepared(tmp_path):
+    trials, held_out = prepare(read_plan(RECIPES / "task2.toml"), tmp_path)
+    assert (len(trials), len(held_out)) == (27, 96)
+
+
+def test_any_setting_can_be_varied_and_is_checked(plan, tmp_path):
+    text = "[recipe]\nlora_r = 2\n[study]\nlearning_rate = [1e-3, 3e-4]\nlora_r = [4]"
+    read = read_plan(write(tmp_path, text))
+    assert read.vary == {"learning_rate": (1e-3, 3e-4), "lora_r": (4,)}
+    trials, _ = prepare(replace(plan, vary=read.vary), tmp_path / "study")
+    assert len(trials) == 16
+    assert len({trial.name for trial in trials}) == 16
+    first, second, third = trials[:3]
+    assert first.settings == second.settings == {"learning_rate": 1e-3, "lora_r": 4}
+    assert (first.recipe.quantize, second.recipe.quantize) == ("none", "nf4")
+    assert (third.recipe.learning_rate, third.recipe.lora_r, third.rows) == (1e-3, 4, 5)
+    assert "learning_rate=0.001" in first.name
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_what_would_make_trials_unequal_is_not_varied(tmp_path, name):
+    with pytest.raises(UsageError, match=f"a study does not vary {name}"):
+        read_plan(write(tmp_path, f"[study]\n{name} = [1, 4]"))
 
 
 @pytest.mark.parametrize(
@@ -53,6 +84,9 @@ def test_the_plan_that_comes_along_can_be_prepared(tmp_path):
         ("[study]\nquantize = ['int3']", "none and int8 and nf4"),
         ("[study]\nquantize = 'nf4'", "none and int8 and nf4"),
         ("[recipe]\nlora_rank = 2", "did you mean lora_r"),
+        ("[study]\nlearning_rate = 1e-3", "a list of values"),
+        ("[study]\nlora_r = ['a']", "not of the form"),
+        ("[study]\nlora_r = [0]", "must be at least 1"),
     ],
 )
 def test_a_wrong_plan_is_refused(tmp_path, text, message):

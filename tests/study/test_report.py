@@ -8,6 +8,7 @@ import pytest
 from results import ATTACK, write_comparison, write_study
 from suri.errors import UsageError
 from suri.study.report import write_report
+from suri.study.statements import threats
 
 
 @pytest.fixture
@@ -113,7 +114,8 @@ def test_rows_that_no_rule_checks_leave_exact_match_out(compare_folder):
 
 def test_a_busy_machine_is_owned_up_to(compare_folder):
     def edit(summary):
-        summary["measured_in"] |= {"load_average": 7.5, "cores": 2}
+        place = summary["measured_in"] | {"load_average": 7.5, "cores": 2}
+        summary["threats"] = threats(summary["recipe"], 12, place, seeds=1)
 
     assert "busy" not in page_of(compare_folder).text
     change(compare_folder, "compare.json", edit)
@@ -125,6 +127,7 @@ def test_figures_stand_alone_as_files_with_real_colours(compare_folder):
     files = sorted(path.name for path in (compare_folder / "figures").iterdir())
     assert files == [
         "agreement.svg",
+        "prefixes.svg",
         "quality.svg",
         "size.svg",
         "speed.svg",
@@ -139,21 +142,26 @@ def test_figures_stand_alone_as_files_with_real_colours(compare_folder):
 
 def test_the_study_report_shows_numbers_and_the_failed_trial(study_folder):
     text = page_of(study_folder).text
-    assert "At 96 rows a QLoRA step is 0.67 times as fast as a LoRA step" in text
-    assert "over 11 paired steps of one run each" in text
-    assert "QLoRA peaks at 23 % less memory than LoRA (one run each)" in text
+    assert "At 96 rows a step is 0.67 times as fast with QLoRA as with LoRA" in text
+    assert "11 paired steps of 3 runs each" in text
+    assert "QLoRA peaks at 23 % less memory than LoRA (saved: 95 % interval 23 to 23 %" in text
     assert "Held-out loss: no difference found between LoRA on 96 rows and QLoRA on 96 rows" in text
     assert "Held-out loss: lower with LoRA on 192 rows than with LoRA on 96 rows" in text
+    assert "optimizer steps 8 rows each, as many for every method" in text
     assert "needs 3.0 GB" in text
     assert "been through 4 bits before" in text
-    change(study_folder, "summary.json", lambda s: s["methods"][0].update(memory_saved=-0.4))
+
+    def edit(summary):
+        summary["methods"][1]["memory_saved"].update(value=-0.4, low=-0.5, high=-0.3)
+
+    change(study_folder, "summary.json", edit)
     assert "QLoRA peaks at 40 % more memory than LoRA" in page_of(study_folder).text
 
 
 def test_a_study_without_a_finished_trial_still_reports(study_folder):
     def edit(summary):
         summary["trials"] = summary["trials"][-1:]
-        summary.update(groups=[], methods=[], sizes=[])
+        summary.update(groups=[], methods=[], sizes=[], settings=[])
 
     change(study_folder, "summary.json", edit)
     assert "needs 3.0 GB" in page_of(study_folder).text

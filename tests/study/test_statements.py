@@ -1,6 +1,7 @@
 import pytest
 
-from suri.study.scores import Interval, difference_interval
+from suri.study.intervals import Interval, difference_interval
+from suri.study.measures import MEASURES, SPEEDS
 from suri.study.statements import (
     cost_statements,
     difference,
@@ -9,7 +10,6 @@ from suri.study.statements import (
     speed_statements,
     with_interval,
 )
-from suri.study.summary import MEASURES, SPEEDS
 
 EXACT, LOSS = MEASURES["exact_match"], MEASURES["loss"]
 
@@ -74,33 +74,72 @@ def speeds(ours, theirs, repeats):
         same = dict(zip(("low", "median", "high"), values, strict=True), repeats=repeats)
         return {"speed": dict.fromkeys(SPEEDS, same)}
 
-    return {"ways": {"adapter": spread(theirs), "hf": spread(ours)}}
+    ways = {"adapter": spread(theirs), "hf": spread(ours)}
+    return {"ways": {name: way | {"label": name} for name, way in ways.items()}}
 
 
 def test_one_timing_claims_nothing_and_says_so():
-    found = speed_statements(speeds((20.0,) * 3, (10.0,) * 3, repeats=1))[0]
+    found = speed_statements(speeds((20.0,) * 3, (10.0,) * 3, repeats=1), ["hf"])[0]
     assert not found.is_claim
     assert found.text.endswith("2.00 times as much (measured once each).")
 
 
 def test_repeated_timings_claim_only_what_lies_apart():
-    apart = speed_statements(speeds((19, 20, 21), (9, 10, 11), repeats=3))[0]
+    apart = speed_statements(speeds((19, 20, 21), (9, 10, 11), repeats=3), ["hf"])[0]
     assert apart.is_claim
     assert "medians of 3 processes each" in apart.text
-    overlapping = speed_statements(speeds((10, 20, 21), (9, 10, 11), repeats=3))[0]
+    overlapping = speed_statements(speeds((10, 20, 21), (9, 10, 11), repeats=3), ["hf"])[0]
     assert not overlapping.is_claim
     assert "no difference found" in overlapping.text
 
 
-def test_a_speed_up_of_too_few_runs_or_around_one_is_no_claim():
-    def found(low, high, seeds=(0, 1, 2)):
-        speed_up = {"value": (low + high) / 2, "low": low, "high": high, "rows": 30}
-        summary = {
-            "methods": [{"rows": 64, "seeds": seeds, "speed_up": speed_up, "memory_saved": 0.25}]
-        }
-        return cost_statements(summary)
+def compared(low, high, seeds=(0, 1, 2), memory=(0.2, 0.3), unequal=()):
+    count = {"rows": 30, "seeds": len(seeds)}
+    speed_up = {"value": (low + high) / 2, "low": low, "high": high} | count
+    saved = {"value": sum(memory) / 2, "low": memory[0], "high": memory[1], "rows": 1}
+    found = {
+        "ours": {"label": "QLoRA", "rows": 64},
+        "theirs": {"label": "LoRA", "rows": 64},
+        "seeds": list(seeds),
+        "speed_up": speed_up,
+        "speed_up_to_adapter": None,
+        "memory_saved": saved | {"seeds": len(seeds)},
+        "unequal": list(unequal),
+    }
+    return cost_statements({"methods": [found]})
 
-    assert found(1.1, 1.3)[0].is_claim
-    assert not found(0.9, 1.3)[0].is_claim
-    assert not found(1.1, 1.3, seeds=(0, 1))[0].is_claim
-    assert "QLoRA peaks at 25 % less memory than LoRA (3 runs each)." in found(1.1, 1.3)[1].text
+
+def test_a_speed_up_of_too_few_runs_or_around_one_is_no_claim():
+    assert compared(1.1, 1.3)[0].is_claim
+    assert not compared(0.9, 1.3)[0].is_claim
+    assert "shows no difference between QLoRA and LoRA" in compared(0.9, 1.3)[0].text
+    assert not compared(1.1, 1.3, seeds=(0, 1))[0].is_claim
+
+
+def test_a_speed_up_of_a_thousandth_is_no_claim_however_sure_it_looks():
+    assert not compared(1.0009, 1.0011)[0].is_claim
+    assert not compared(0.9989, 0.9991)[0].is_claim
+    assert compared(1.045, 1.055)[0].is_claim
+
+
+def test_memory_is_claimed_where_every_run_says_so():
+    claim, vague, single = (
+        compared(1.1, 1.3)[1],
+        compared(1.1, 1.3, memory=(-0.1, 0.3))[1],
+        compared(1.1, 1.3, seeds=(0,))[1],
+    )
+    assert claim.text == (
+        "At 64 rows QLoRA peaks at 25 % less memory than LoRA (saved: 95 % interval 20 to 30 %, "
+        "3 runs each)."
+    )
+    assert (claim.is_claim, vague.is_claim, single.is_claim) == (True, False, False)
+    assert "as far as can be told" in vague.text
+    assert single.text.endswith("25 % less memory than LoRA (one run each).")
+
+
+def test_what_was_not_equal_is_not_compared():
+    (found,) = compared(1.1, 1.3, unequal=["micro_batches"])
+    assert not found.is_claim
+    assert found.text == (
+        "At 64 rows QLoRA and LoRA are not compared: not equal in their runs are micro_batches."
+    )

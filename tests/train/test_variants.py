@@ -94,7 +94,7 @@ def test_our_decoder_reads_pissa_and_olora_as_plain_adapters(
 ) -> None:
     engine = trained(engine_of(tiny, changes))
     write_adapter(tmp_path, engine.adapter())
-    decoder = open_model(str(tiny), lora_weights=str(tmp_path)).decoder
+    decoder = open_model(str(tiny), lora_weights=str(tmp_path)).engine.decoder
     count = IDS.shape[1]
     with torch.no_grad():
         hidden = decoder(IDS[0], torch.arange(count), PackedAttention([count]))

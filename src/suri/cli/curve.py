@@ -1,6 +1,6 @@
-"""The losses of a run as a curve of characters, for a terminal at the end of a training."""
+"""The losses of a run, or of two, as curves of characters for a terminal."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +11,8 @@ FEWEST_STEPS = 8
 """A curve of fewer steps says no more than the figures beside it."""
 ACROSS, DOWN = 2, 4
 """Dots of one braille character."""
+COLOURS = ("blue", "yellow", "bold")
+"""Of one run's dots, the other's, and where they meet."""
 BRAILLE = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 """The bit of each dot above U+2800, by row and column."""
 
@@ -44,6 +46,49 @@ def loss_curve(
     key += f" (mean of {2 * reach + 1} steps)" if reach else ""
     key += "   o held-out loss" if held_out else ""
     return [*with_axes(picture, canvas, ascii_only), f"{'':9} {key}"]
+
+
+def two_curves(
+    one: Iterable[Mapping[str, Any]],
+    other: Iterable[Mapping[str, Any]],
+    *,
+    width: int = 60,
+    height: int = 12,
+    ascii_only: bool = False,
+) -> list[str]:
+    """Smoothed training losses of two runs on the same axes, in the markup of rich.
+
+    Gives no line where one of them has fewer than FEWEST_STEPS steps.
+    """
+    both = [
+        [(line["step"], line["train/loss"]) for line in metrics if "train/loss" in line]
+        for metrics in (one, other)
+    ]
+    if min(map(len, both)) < FEWEST_STEPS:
+        return []
+    curves = [smooth(points, len(points) // 15) for points in both]
+    canvases = [Canvas([*curves[0], *curves[1]], width, height) for _ in both]
+    for canvas, curve in zip(canvases, curves, strict=True):
+        canvas.draw(curve)
+    marks = ("*", "+", "#") if ascii_only else ("", "", "")
+    picture = [
+        "".join(_shared(canvases, row, column, marks) for column in range(width))
+        for row in range(height)
+    ]
+    signs = [mark or "⠒" for mark in marks]
+    key = f"[{COLOURS[0]}]{signs[0]} first[/]   [{COLOURS[1]}]{signs[1]} second[/]   training loss"
+    return [*with_axes(picture, canvases[0], ascii_only), f"{'':9} {key}"]
+
+
+def _shared(canvases: Sequence["Canvas"], row: int, column: int, marks: Sequence[str]) -> str:
+    """One character of two canvases: the first's, the second's, or where both are, the first's
+    dots and the second's together.
+    """
+    bits = [canvas.bits(row, column) for canvas in canvases]
+    if not any(bits):
+        return " "
+    which = 2 if all(bits) else bits.index(max(bits))
+    return f"[{COLOURS[which]}]{marks[which] or chr(0x2800 + (bits[0] | bits[1]))}[/]"
 
 
 def smooth(points: Points, reach: int) -> Points:
@@ -96,13 +141,17 @@ class Canvas:
         """One line of characters."""
         return "".join(self._character(row, column, ascii_only) for column in range(self.width))
 
-    def _character(self, row: int, column: int, ascii_only: bool) -> str:
-        bits = sum(
+    def bits(self, row: int, column: int) -> int:
+        """The dots of one character, as the bits of a braille sign."""
+        return sum(
             bit
             for down, line in enumerate(BRAILLE)
             for across, bit in enumerate(line)
             if (row * DOWN + down, column * ACROSS + across) in self.dots
         )
+
+    def _character(self, row: int, column: int, ascii_only: bool) -> str:
+        bits = self.bits(row, column)
         if not bits:
             return " "
         return "*" if ascii_only else chr(0x2800 + bits)

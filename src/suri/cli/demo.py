@@ -71,7 +71,8 @@ def steps(folder: Path) -> list[tuple[str, list[str]]]:
     trained, hf, meta = (str(folder / name) for name in ("run", "merged-hf", "merged-meta"))
     training = [word for name, value in TRAINING.items() for word in (f"--{name}", value)]
     comparison = ["--output_dir", str(folder / "compare"), "--prompts", "24"]
-    comparison += ["--max_new_tokens", "32", "--merged_hf", hf, "--merged_meta", meta]
+    comparison += ["--ways", "base,adapter,hf,meta", "--max_new_tokens", "32"]
+    comparison += ["--merged_hf", hf, "--merged_meta", meta]
     return [
         ("Train a LoRA on 300 bundled rows", ["train", *training, "--output_dir", trained]),
         ("Merge into Hugging Face weights", ["merge", trained, "--to", "hf", "--output_dir", hf]),

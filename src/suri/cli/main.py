@@ -18,8 +18,9 @@ VERBS = {
     "generate": ("chat:run_generate", "answer a file of instructions"),
     "merge": ("merge:run_merge", "fold an adapter into HF or Meta weights, with a certificate"),
     "verify": ("merge:run_verify", "check a merge's certificate again"),
-    "compare": ("study:run_compare", "base, adapter and both merges side by side"),
-    "study": ("study:run_study", "LoRA and QLoRA over sizes of data"),
+    "runs": ("runs:run", "what was trained, and how it went; two runs side by side"),
+    "compare": ("study:run_compare", "base, adapter, merges, 8 and 4 bits side by side"),
+    "study": ("study:run_study", "LoRA, 8-bit and QLoRA over sizes of data"),
     "report": ("study:run_report", "write a comparison's or a study's report again"),
     "data": ("data:run", "check rows, see what is learned of them, make the bundled ones"),
 }

@@ -12,21 +12,24 @@ from rich.table import Table
 from suri.cli.flags import parse
 from suri.files import read_json
 from suri.study.compare import Comparison, compare
+from suri.study.measures import MEASURES, SPEEDS, Measure
 from suri.study.plan import read_plan
 from suri.study.report import COMPARE, STUDY, write_report
 from suri.study.statements import headed, number
-from suri.study.summary import MEASURES, METHODS, SPEEDS, Measure
+from suri.study.task import compare_plan
 from suri.study.trials import run_plan
 
 
 @dataclass(frozen=True)
 class StudyCommand:
-    """LoRA and QLoRA over sizes of data."""
+    """LoRA, 8-bit and QLoRA over sizes of data. The same command goes on with what was cut."""
 
     plan: Path
-    """TOML file with [recipe] and [study]."""
+    """TOML file with [recipe] and [study]: lists of quantize, rows, seeds, and of any setting."""
     output_dir: str = ""
     """Folder for the results ("": the plan's name, here)."""
+    check: bool = False
+    """Only say which trials there are, what is held equal, and whether they fit."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +42,18 @@ class ReportCommand:
 
 def run_compare(argv: list[str]) -> None:
     """Parse and run `suri compare RUN`."""
-    settings = parse(Comparison, argv, "suri compare", positional=True)
-    _finish(compare(settings, _speaker()))
+    asked = parse(Comparison, argv, "suri compare", positional=True)
+    do = compare_plan if asked.run.suffix == ".toml" else compare
+    _finish(do(asked, _speaker()))
 
 
 def run_study(argv: list[str]) -> None:
     """Parse and run `suri study PLAN.toml`."""
     asked = parse(StudyCommand, argv, "suri study", positional=True)
     folder = Path(asked.output_dir.strip() or asked.plan.stem)
-    _finish(run_plan(read_plan(asked.plan), folder, _speaker()))
+    report = run_plan(read_plan(asked.plan), folder, _speaker(), only_check=asked.check)
+    if not asked.check:
+        _finish(report)
 
 
 def run_report(argv: list[str]) -> None:
@@ -109,18 +115,24 @@ def _has(summary: dict[str, Any], measure: str) -> bool:
 
 def _groups_table(summary: dict[str, Any]) -> Table:
     table = Table(title=f"{summary['held_out_rows']} held-out rows", title_justify="left")
-    for column in ("Rows", "Method", "Step, s", "Peak, MB", "Base loss", "Loss", "Speed-up"):
+    columns = ("Rows", "Method", "Step, s", "Peak, MB", "Base loss", "Loss", "Exact, %", "Speed-up")
+    for column in columns:
         table.add_column(column, justify="left" if column == "Method" else "right")
-    speed_ups = {found["rows"]: found["speed_up"] for found in summary["methods"]}
+    speed_ups = {
+        (found["ours"]["rows"], found["ours"]["label"]): found["speed_up"]
+        for found in summary["methods"]
+    }
     for group in summary["groups"]:
-        speed_up = speed_ups.get(group["rows"]) if group["quantize"] == "nf4" else None
+        speed_up = speed_ups.get((group["rows"], group["label"]))
+        exact = group["exact_match"]
         table.add_row(
             f"{group['rows']:,}",
-            METHODS[group["quantize"]],
+            group["label"],
             number(group["seconds_per_step"]["median"], 2),
             _cell(SPEEDS["peak_memory_bytes"], group["peak_memory_bytes"]["median"]),
             number(group["base_loss"], 3),
             number(group["loss"]["value"], 3),
+            _cell(MEASURES["exact_match"], exact["value"]) if exact else "–",
             f"{number(speed_up['value'], 2)}×" if speed_up else "",
         )
     failed = sum(trial["status"] == "failed" for trial in summary["trials"])

@@ -13,10 +13,9 @@ from suri.data.encode import encode_prompt
 from suri.data.prompt import Prompt, read_prompt
 from suri.data.records import Record
 from suri.errors import UsageError
-from suri.infer.generate import generate, stream
+from suri.infer.engine import DecoderEngine, Engine
 from suri.model.adapter import is_adapter, read_adapter
 from suri.model.config import read_config
-from suri.model.decoder import Decoder
 from suri.model.load import choose_device, load_decoder
 from suri.model.storage import IN_USE
 from suri.model.tokenizer import FILE, SENTENCEPIECE, Tokenizer, read_tokenizer
@@ -40,9 +39,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class Model:
-    """A decoder with the tokenizer and the prompt that belong to it; `label` names it to people."""
+    """An engine with the tokenizer and the prompt that belong to it; `label` names it to people."""
 
-    decoder: Decoder
+    engine: Engine
     tokenizer: Tokenizer
     prompt: Prompt
     label: str
@@ -52,7 +51,7 @@ class Model:
     ) -> list[Answer]:
         """Answer all records, batched; `stop` ends them within one token."""
         prompts = [self._ids(record) for record in records]
-        found = generate(self.decoder, prompts, self.tokenizer.eos_id, decoding, stop=stop)
+        found = self.engine.generate(prompts, self.tokenizer.eos_id, decoding, stop=stop)
         return [Answer(self.tokenizer.decode(g.ids), len(g.ids), g.stopped) for g in found]
 
     def stream(
@@ -64,8 +63,8 @@ class Model:
         """
         ids: list[int] = []
         shown = text = ""
-        for token in stream(
-            self.decoder, self._ids(record), self.tokenizer.eos_id, decoding, stop=stop
+        for token in self.engine.stream(
+            self._ids(record), self.tokenizer.eos_id, decoding, stop=stop
         ):
             ids.append(token)
             text = self.tokenizer.decode(ids)
@@ -87,13 +86,15 @@ def open_model(
     quantize: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    engine: str = "suri",
 ) -> Model:
     """Open `embedded`, a run or adapter folder, or a model folder in HF's or Meta's format.
 
     With `lora_weights`, `model` is the base and that folder the adapter; a run or adapter folder
     alone brings the base it records. `quantize` None stores the base as in the adapter's
     training; `load_8bit` stores it as int8; `dtype` auto is float32 on a CPU and bfloat16 on a
-    GPU. The prompt is the one saved with adapter or model, else alpaca's.
+    GPU. The prompt is the one saved with adapter or model, else alpaca's. `engine` transformers
+    runs the same weights there.
 
     Raises UsageError for no such folder, neither model nor adapter, or an adapter for another
     base; Corrupt for a file that is not what its format says.
@@ -109,11 +110,19 @@ def open_model(
         dtype = "float32" if place == "cpu" else "bfloat16"
     if adapter:
         adapter.check_fits(read_config(base))  # before gigabytes are read
-    decoder = load_decoder(
-        base, quantize=storage, dtype=getattr(torch, dtype), device=place, adapter=adapter
-    )
+    runs: Engine
+    if engine == "transformers":
+        from suri.infer.transformers_engine import TransformersEngine
+
+        runs = TransformersEngine(base, adapter_folder, storage, getattr(torch, dtype), place)
+    else:
+        runs = DecoderEngine(
+            load_decoder(
+                base, quantize=storage, dtype=getattr(torch, dtype), device=place, adapter=adapter
+            )
+        )
     return Model(
-        decoder=decoder,
+        engine=runs,
         tokenizer=read_tokenizer(_with_tokenizer(base, adapter_folder)),
         prompt=read_prompt(adapter_folder or base),
         label=_label(base, adapter_folder, model, storage) + f", {place}",

@@ -1,8 +1,8 @@
-"""Compare base, adapter and both merges on the same held-out rows: measure, judge, write."""
+"""Compare the forms of a run's weights on the same held-out rows: measure, judge, write."""
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,18 @@ from typing import Any
 from suri.data.records import Record, read_records, write_records
 from suri.data.skills import is_correct
 from suri.errors import UsageError
-from suri.files import make_folder, read_json, sha256, write_json, write_text
+from suri.files import make_folder, read_json, write_json, write_text
 from suri.recipe import recipe_from_toml, settings_of
-from suri.study.process import busiest, measure, run_module
+from suri.study.compare_summary import summarise_ways
+from suri.study.forms import Say, Way, merged, ways_of
+from suri.study.measures import ADAPTER, HF, META
+from suri.study.process import busiest, measure
 from suri.study.report import ANSWERS, COMPARE, TRAINING, write_report
-from suri.study.scores import rouge_l, shared_prefix
-from suri.study.summary import ADAPTER, HF, META, WAYS, summarise_ways
+from suri.study.scores import bleu, chrf, rouge_l
+from suri.study.statements import threats
 
-Say = Callable[[str], None]
 WORK = "work"
 """Specs, results and terminal output of every process; its presence says that a folder is ours."""
-MERGED = {HF: "merged-hf", META: "merged-meta"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +29,16 @@ class Comparison:
     """Base, adapter and merged models, side by side."""
 
     run: Path
-    """Run folder of a finished training."""
-    ways: str = ",".join(WAYS)
-    """What to compare, with commas between."""
+    """Run folder of a finished training; or a TOML file with [recipe], that trains one, and
+    [compare]."""
+    ways: str = ""
+    """What to compare, with commas between ("": base,adapter,hf,meta,int8,nf4; all: every way
+    there is)."""
+    engines: str = "suri"
+    """What runs them: the first runs all ways, the others (transformers) adapter and merged HF."""
+    dtypes: str = "float32"
+    """Number format: of all ways the first, of adapter and merged models also the others.
+    Only float32 can show two ways to be equal."""
     output_dir: str = ""
     """Folder for the results ("": beside the run, its name and -compare)."""
     prompts: int = 24
@@ -40,11 +48,9 @@ class Comparison:
     data_path: str = ""
     """File of rows to compare on ("": those that the run held out)."""
     merged_hf: str = ""
-    """Folder of an HF model that `suri merge` wrote ("": it is made)."""
+    """Folder of an HF model that `suri merge` wrote; used where its number format is asked for."""
     merged_meta: str = ""
-    """Folder of a Meta model that `suri merge` wrote ("": it is made)."""
-    dtype: str = "float32"
-    """Number format of every way; only float32 can show two ways to be equal."""
+    """The same for a Meta model."""
     device: str = "auto"
     """cpu, cuda, or auto."""
     repeats: int = 1
@@ -53,19 +59,9 @@ class Comparison:
     @property
     def folder(self) -> Path:
         """Where the results go."""
+        if self.run.suffix == ".toml":
+            return Path(self.output_dir.strip() or self.run.stem)
         return Path(self.output_dir.strip() or f"{self.run.resolve()}-compare")
-
-    @property
-    def chosen(self) -> list[str]:
-        """The ways, in the order of the report; raises UsageError for one that does not exist."""
-        asked = [way.strip() for way in self.ways.split(",") if way.strip()]
-        unknown = [way for way in asked if way not in WAYS]
-        if unknown or not asked:
-            raise UsageError(
-                f"--ways {self.ways}: {', '.join(unknown) or 'none given'}",
-                do=f"choose from {','.join(WAYS)}",
-            )
-        return [way for way in WAYS if way in asked]
 
 
 def compare(comparison: Comparison, say: Say) -> Path:
@@ -74,27 +70,29 @@ def compare(comparison: Comparison, say: Say) -> Path:
     `say` is told what is being done. Raises UsageError for a folder that is not a finished run or
     holds no rows, and Failed where a merge or a measurement fails.
     """
-    run, ways, folder = comparison.run, comparison.chosen, comparison.folder
+    run, folder = comparison.run, comparison.folder
     if not (run / "result.json").is_file():
         raise UsageError(
             f"{run} is not the folder of a finished run",
             found="no result.json in it" if run.is_dir() else "no such folder",
             do="give the output_dir of `suri train`",
         )
-    if comparison.prompts < 1 or comparison.repeats < 1 or comparison.max_new_tokens < 2:
-        raise UsageError("--prompts and --repeats must be 1 or more, --max_new_tokens 2 or more")
+    if comparison.prompts < 1 or comparison.repeats < 1 or comparison.max_new_tokens < 4:
+        raise UsageError("--prompts and --repeats must be 1 or more, --max_new_tokens 4 or more")
+    trained = read_json(run / "result.json").get("quantize", "none")
+    ways = ways_of(comparison.ways, comparison.engines, comparison.dtypes, trained)
     records = _held_out(comparison)
-    _open_folder(folder)
-    merged = {way: _merged(comparison, way, say) for way in ways if way in MERGED}
-    rows = (folder / WORK / "rows.jsonl").absolute()
-    write_records(rows, records)
-    measured = _measure_all(comparison, ways, merged, rows, say)
+    open_folder(folder)
+    work = folder.absolute() / WORK
+    models = _merged(comparison, ways, say)
+    write_records(work / "rows.jsonl", records)
+    measured = _measure_all(comparison, ways, models, trained, say)
     entries = judge(records, {way: found[0] for way, found in measured.items()})
     lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
     write_text(folder / ANSWERS, "".join(lines))
     if (run / "metrics.jsonl").is_file():
         shutil.copyfile(run / "metrics.jsonl", folder / TRAINING)
-    write_json(folder / COMPARE, _summary(comparison, merged, measured, entries))
+    write_json(folder / COMPARE, _summary(comparison, ways, models, measured, entries))
     return write_report(folder)
 
 
@@ -108,7 +106,7 @@ def _held_out(comparison: Comparison) -> list[Record]:
     return read_records(path)[: comparison.prompts]
 
 
-def _open_folder(folder: Path) -> None:
+def open_folder(folder: Path) -> None:
     """Make the folder; one that exists must be of an earlier comparison."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / WORK).is_dir():
         raise UsageError(
@@ -117,73 +115,55 @@ def _open_folder(folder: Path) -> None:
     make_folder(folder / WORK)
 
 
-def _merged(comparison: Comparison, way: str, say: Say) -> Path:
-    """The folder of a merged model: the one given, one of an earlier comparison, or a new one."""
-    given = {HF: comparison.merged_hf, META: comparison.merged_meta}[way].strip()
-    if given:
-        if not _is_merge_of(Path(given), comparison.run):
-            raise UsageError(
-                f"{given} is not a merge of {comparison.run}", do="leave it out, and it is made"
-            )
-        return Path(given)
-    folder = comparison.folder / MERGED[way]
-    if _is_merge_of(folder, comparison.run, comparison.dtype):
-        say(f"{WAYS[way]}: {folder} is there already")
-        return folder
-    shutil.rmtree(folder, ignore_errors=True)
-    say(f"{WAYS[way]}: merging into {folder}")
-    flags = {"--to": way, "--output_dir": str(folder), "--dtype": comparison.dtype}
-    run_module(
-        "suri",
-        ["merge", str(comparison.run), *(word for flag in flags.items() for word in flag)],
-        what=f"merging to {way}",
-        do="--ways names what to compare where one cannot be made",
-        terminal=comparison.folder / WORK / f"merge-{way}.txt",
-    )
-    return folder
-
-
-def _is_merge_of(folder: Path, run: Path, dtype: str = "") -> bool:
-    """Whether a certified folder was made of this run's adapter as it is now, and in this dtype."""
-    if not (folder / "certificate.json").is_file():
-        return False
-    certificate = read_json(folder / "certificate.json")
-    same = all(
-        (run / name).is_file() and sha256(run / name) == checksum
-        for name, checksum in certificate["adapter"]["files"].items()
-    )
-    return same and dtype in ("", certificate["dtype"])
+def _merged(comparison: Comparison, ways: Sequence[Way], say: Say) -> dict[str, Path]:
+    """The folders of all merged models, by the names of their ways."""
+    given = {HF: comparison.merged_hf.strip(), META: comparison.merged_meta.strip()}
+    return {
+        way.name: merged(
+            way,
+            comparison.run,
+            comparison.folder,
+            given.get(way.form, ""),
+            comparison.folder / WORK,
+            say,
+        )
+        for way in ways
+        if way.model
+    }
 
 
 def _measure_all(
-    comparison: Comparison, ways: Sequence[str], merged: dict[str, Path], rows: Path, say: Say
+    comparison: Comparison, ways: Sequence[Way], models: dict[str, Path], trained: str, say: Say
 ) -> dict[str, list[dict[str, Any]]]:
     """All measurements of each way; the repeats go round the ways, so that slow minutes hit all."""
-    measured: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
-    quantize = read_json(comparison.run / "result.json").get("quantize", "none")
+    measured: dict[str, list[dict[str, Any]]] = {way.name: [] for way in ways}
     recipe = recipe_from_toml(comparison.run / "recipe.toml")
     work = comparison.folder.absolute() / WORK
+    reference = work / "adapter.npy"
+    reference.unlink(missing_ok=True)
     # The adapter first: the others are held against its distributions.
-    order = sorted(ways, key=lambda way: way != ADAPTER)
+    order = sorted(ways, key=lambda way: way.name != ADAPTER)
     for repeat in range(comparison.repeats):
         for way in order:
             spec = {
                 "run": str(comparison.run.absolute()),
-                "way": way,
-                "model": str(merged[way].absolute()) if way in merged else "",
-                "quantize": quantize if way == ADAPTER else "none",
-                "dtype": comparison.dtype,
+                "way": way.name,
+                "model": str(models[way.name].absolute()) if way.name in models else "",
+                "with_adapter": way.with_adapter,
+                "quantize": way.quantize(trained),
+                "engine": way.engine,
+                "dtype": way.dtype,
                 "device": comparison.device,
-                "rows": str(rows),
+                "rows": str(work / "rows.jsonl"),
                 "max_new_tokens": comparison.max_new_tokens,
                 "cutoff_len": recipe.cutoff_len,
                 "parts": ["speed"] if repeat else ["speed", "answers", "losses"],
-                "reference": str(work / "adapter.npy") if ADAPTER in ways else "",
+                "reference": str(reference) if order[0].name == ADAPTER else "",
             }
-            say(f"{WAYS[way]}: measuring" + (f" again ({repeat + 1})" if repeat else ""))
-            place = work / (f"{way}-{repeat}" if repeat else way)
-            measured[way].append(measure(spec, place, what=f"measuring {WAYS[way]}"))
-    (work / "adapter.npy").unlink(missing_ok=True)
+            say(f"{way.label}: measuring" + (f" again ({repeat + 1})" if repeat else ""))
+            place = work / (f"{way.name}-{repeat}" if repeat else way.name)
+            measured[way.name].append(measure(spec, place, what=f"measuring {way.label}"))
+    reference.unlink(missing_ok=True)
     return measured
 
 
@@ -194,21 +174,11 @@ def judge(records: Sequence[Record], measured: dict[str, dict[str, Any]]) -> lis
     for row, record in enumerate(records):
         answers = {}
         for way, found in measured.items():
-            answer = found["answers"][row]
             loss = losses[way].get(row, {"loss_sum": 0.0, "learned_tokens": 0})
-            answers[way] = {
-                "text": answer["text"],
-                "tokens": len(answer["ids"]),
-                "stopped": answer["stopped"],
-                "correct": is_correct(record, answer["text"]),
-                "rouge_l": rouge_l(record.output, answer["text"]),
+            answers[way] = _judged(record, found["answers"][row]) | {
                 "loss_sum": loss["loss_sum"],
                 "learned_tokens": loss["learned_tokens"],
             }
-            if ADAPTER in measured:
-                ids = measured[ADAPTER]["answers"][row]["ids"]
-                answers[way]["same_as_adapter"] = answer["ids"] == ids
-                answers[way]["shared_prefix"] = shared_prefix(answer["ids"], ids)
         entries.append(
             {
                 "row": row,
@@ -222,30 +192,44 @@ def judge(records: Sequence[Record], measured: dict[str, dict[str, Any]]) -> lis
     return entries
 
 
+def _judged(record: Record, answer: dict[str, Any]) -> dict[str, Any]:
+    text = answer["text"]
+    return {
+        "text": text,
+        "ids": answer["ids"],
+        "tokens": len(answer["ids"]),
+        "stopped": answer["stopped"],
+        "correct": is_correct(record, text),
+        "rouge_l": rouge_l(record.output, text),
+        "chrf": chrf(record.output, text),
+        "bleu": bleu(record.output, text),
+    }
+
+
 def _summary(
     comparison: Comparison,
-    merged: dict[str, Path],
+    ways: Sequence[Way],
+    models: dict[str, Path],
     measured: dict[str, list[dict[str, Any]]],
     entries: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
-    speeds = {way: [one["speed"] for one in found] for way, found in measured.items()}
-    probes = {way: found[0].get("probe") for way, found in measured.items()}
-    certificates = {way: read_json(folder / "certificate.json") for way, folder in merged.items()}
+    certificates = {way: read_json(folder / "certificate.json") for way, folder in models.items()}
+    recipe = settings_of(recipe_from_toml(comparison.run / "recipe.toml"))
+    place = busiest(one["environment"] for found in measured.values() for one in found)
+    settings = ("prompts", "max_new_tokens", "data_path", "engines", "dtypes", "repeats")
     return {
         "kind": "compare",
         "run": str(comparison.run),
         "rows": len(entries),
-        "settings": {
-            name: getattr(comparison, name)
-            for name in ("ways", "prompts", "max_new_tokens", "data_path", "dtype", "repeats")
-        },
-        "recipe": settings_of(recipe_from_toml(comparison.run / "recipe.toml")),
+        "settings": {name: getattr(comparison, name) for name in settings},
+        "recipe": recipe,
         "result": read_json(comparison.run / "result.json"),
         "environment": read_json(comparison.run / "environment.json"),
-        "measured_in": busiest(one["environment"] for found in measured.values() for one in found),
+        "measured_in": place,
+        "threats": threats(recipe, len(entries), place, seeds=1),
         "certificates": {
             way: {name: found[name] for name in ("passed", "checks")}
             for way, found in certificates.items()
         },
-        **summarise_ways(entries, speeds, probes),
+        **summarise_ways(entries, ways, measured),
     }

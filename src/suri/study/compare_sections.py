@@ -1,19 +1,18 @@
-"""The report on base, adapter and merged models, from compare.json and answers.jsonl."""
+"""The report on the forms of a run's weights, from compare.json and answers.jsonl."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from suri.study.figures import Bar, Line, Panel, bar_figure, line_figure
+from suri.study.figures import Bar, Panel, bar_figure, heat_figure
+from suri.study.measures import ADAPTER, BASE, MEASURES, SPEEDS, WAYS, Measure
 from suri.study.sections import (
     Figure,
-    Sample,
     Section,
     Table,
     Tile,
-    Verdict,
-    plain,
+    samples_section,
     settings_section,
-    threats,
+    training_section,
 )
 from suri.study.statements import (
     agreement_statements,
@@ -24,10 +23,8 @@ from suri.study.statements import (
     speed_statements,
     with_interval,
 )
-from suri.study.summary import ADAPTER, BASE, MEASURES, SPEEDS, WAYS, Measure
 
 TITLE = "Base, adapter and merged models compared"
-SHOWN = 6
 Summary = Mapping[str, Any]
 
 
@@ -40,12 +37,13 @@ def compare_sections(
         _quality(summary),
         _merging(summary),
         _speed(summary),
-        _samples(summary, entries),
-        _training(summary, training),
+        *_factors(summary),
+        samples_section(summary, entries),
+        training_section(summary, training),
         Section(
             "What this does not show",
             points=[
-                *threats(summary["recipe"], len(entries), summary["measured_in"]),
+                *summary["threats"],
                 "Answers are greedy; sampled answers vary more.",
             ],
         ),
@@ -71,12 +69,12 @@ STORED = {
 
 
 def _overview(summary: dict[str, Any]) -> Section:
-    settings = summary["settings"]
+    settings, first = summary["settings"], next(iter(summary["ways"].values()))
     text = (
         f"{summary['rows']} held-out rows, none of them trained on, were answered greedily with at "
-        f"most {settings['max_new_tokens']} tokens: by the base, by base and adapter, and by the "
-        f"adapter merged into the weights. Every way ran in a process of its own, in the same "
-        f"engine at {settings['dtype']}, so that nothing but the weights differs."
+        f"most {settings['max_new_tokens']} tokens by every form of the weights. Each ran in a "
+        f"process of its own, in the same engine ({first['engine']}) at {first['dtype']}, so that "
+        f"nothing but the weights differs; other engines and number formats stand apart."
     )
     text += STORED.get(summary["recipe"]["quantize"], "")
     ways, tiles = summary["ways"], []
@@ -85,12 +83,22 @@ def _overview(summary: dict[str, Any]) -> Section:
             before, after = (ways[way]["quality"].get(name) for way in (BASE, ADAPTER))
             if before and after:
                 tiles.append(_change(MEASURES[name], before, after))
-    for way in ways:
-        agreement = ways[way]["agreement"]
-        if way not in (BASE, ADAPTER) and agreement:
+    for way in _others(summary):
+        if agreement := ways[way]["agreement"]:
             same = f"{agreement['identical']} of {agreement['rows']}"
-            tiles.append(Tile(f"{WAYS[way]} = adapter", same, "answers equal, token by token"))
+            label = f"{ways[way]['label']} = adapter"
+            tiles.append(Tile(label, same, "answers equal, token by token"))
     return Section("At a glance", text, tiles=tiles)
+
+
+def _main(summary: Summary) -> dict[str, Any]:
+    """The ways of the one engine and number format in which forms are compared."""
+    return {name: way for name, way in summary["ways"].items() if way["is_main"]}
+
+
+def _others(summary: Summary) -> list[str]:
+    """Those of them that are neither base nor adapter."""
+    return [name for name in _main(summary) if name not in (BASE, ADAPTER)]
 
 
 def _change(measure: Measure, before: Summary, after: Summary) -> Tile:
@@ -100,8 +108,8 @@ def _change(measure: Measure, before: Summary, after: Summary) -> Tile:
 
 
 def _quality(summary: dict[str, Any]) -> Section:
-    ways = summary["ways"]
-    measures = [name for name in MEASURES if any(name in way["quality"] for way in ways.values())]
+    ways = _main(summary)
+    measures = _measured(ways)
     panels = [
         Panel(
             f"{MEASURES[name].label} ({MEASURES[name].unit or '0 to 1'})",
@@ -112,6 +120,19 @@ def _quality(summary: dict[str, Any]) -> Section:
         if name in measures
     ]
     caption = "Bars are means over the held-out rows, lines their 95 % intervals."
+    return Section(
+        "How good the answers are",
+        statements=quality_statements(summary, (ADAPTER,)),
+        figures=[Figure("quality", bar_figure("quality", _rows(ways), panels), caption)],
+        tables=[_quality_table(ways, measures)],
+    )
+
+
+def _measured(ways: Mapping[str, Any]) -> list[str]:
+    return [name for name in MEASURES if any(name in way["quality"] for way in ways.values())]
+
+
+def _quality_table(ways: Mapping[str, Any], measures: Sequence[str]) -> Table:
     rows = [
         [
             way["label"],
@@ -125,16 +146,11 @@ def _quality(summary: dict[str, Any]) -> Section:
         for way in ways.values()
     ]
     head = ["Way", *(headed(MEASURES[name]) for name in measures)]
-    return Section(
-        "How good the answers are",
-        statements=quality_statements(summary, (ADAPTER,)),
-        figures=[Figure("quality", bar_figure("quality", _rows(ways), panels), caption)],
-        tables=[Table(head, rows, "Mean over the rows and its 95 % interval")],
-    )
+    return Table(head, rows, "Mean over the rows and its 95 % interval")
 
 
 def _merging(summary: dict[str, Any]) -> Section:
-    ways = {name: way for name, way in summary["ways"].items() if way["agreement"]}
+    ways = {name: way for name, way in _main(summary).items() if way["agreement"]}
     columns: dict[str, Callable[[dict[str, Any]], float]] = {
         "Same answer (%)": lambda found: 100 * found["identical"] / found["rows"],
         "Tokens until they part (%)": lambda found: 100 * found["shared_prefix"],
@@ -144,32 +160,65 @@ def _merging(summary: dict[str, Any]) -> Section:
         Panel(title, [Bar(value(way["agreement"])) for way in ways.values()])
         for title, value in columns.items()
     ]
-    head = ("Way", "Same answer", "Tokens until they part", "KL mean, nats", "KL largest, nats")
+    drawing = bar_figure("agreement", _rows(ways), panels) if ways else ""
+    caption = "Agreement of every way with the adapter: whole answers, tokens, next tokens."
+    figures = [Figure("agreement", drawing, caption)] if ways else []
+    labels = [way["label"] for way in summary["ways"].values()]
+    prefixes = heat_figure("prefixes", labels, summary["prefixes"])
+    caption = "How much of the answers of every two ways is the same before they part, in %."
+    return Section(
+        "What merging and storing change",
+        statements=agreement_statements(summary, _others(summary)),
+        figures=[*figures, Figure("prefixes", prefixes, caption)],
+        tables=[*_agreement_table(ways), *_certificates(summary)],
+    )
+
+
+def _agreement_table(ways: Mapping[str, Any]) -> list[Table]:
+    head = (
+        "Way", "Same answer", "Tokens until they part", "Part at token", "KL mean, nats",
+        "KL largest, nats",
+    )  # fmt: skip
     rows = [
         [
             way["label"],
             f"{found['identical']} of {found['rows']}",
             f"{100 * found['shared_prefix']:.1f} %",
+            "–" if found["first_difference"] is None else f"{found['first_difference'] + 1:g}",
             f"{found['probe']['mean_kl']:.1e}",
             f"{found['probe']['max_kl']:.1e}",
         ]
         for way in ways.values()
         for found in [way["agreement"]]
     ]
-    drawing = bar_figure("agreement", _rows(ways), panels) if ways else ""
-    caption = "Agreement of every way with the adapter: whole answers, tokens, next tokens."
-    return Section(
-        "What merging changes",
-        statements=agreement_statements(summary),
-        figures=[Figure("agreement", drawing, caption)] if ways else [],
-        tables=[
-            *([Table(head, rows, "Every way against the adapter")] if ways else []),
-            *_certificates(summary["certificates"]),
-        ],
-    )
+    return [Table(head, rows, "Every way against the adapter")] if ways else []
 
 
-def _certificates(certificates: Mapping[str, Any]) -> list[Table]:
+def _factors(summary: dict[str, Any]) -> list[Section]:
+    """Engines and number formats beside those of the comparison."""
+    ways = {name: way for name, way in summary["ways"].items() if not way["is_main"]}
+    if not ways:
+        return []
+    forms = {way["form"] for way in ways.values()}
+    shown = {
+        name: way for name, way in summary["ways"].items() if name in ways or way["form"] in forms
+    }
+    return [
+        Section(
+            "Other engines and number formats",
+            "The same weights run by another engine, or at another number format; each is held "
+            "against the same form in the comparison above.",
+            statements=quality_statements(summary, list(ways)),
+            tables=[
+                _quality_table(shown, _measured(shown)),
+                *_agreement_table(shown),
+                _speed_table(summary, shown),
+            ],
+        )
+    ]
+
+
+def _certificates(summary: Summary) -> list[Table]:
     return [
         Table(
             ("Check", "Found", "Limit", "Result"),
@@ -182,14 +231,15 @@ def _certificates(certificates: Mapping[str, Any]) -> list[Table]:
                 )
                 for check in certificate["checks"]
             ],
-            f"Certificate of the {WAYS[way]} model: {'PASS' if certificate['passed'] else 'FAIL'}",
+            f"Certificate, {summary['ways'][way]['label']}: "
+            f"{'PASS' if certificate['passed'] else 'FAIL'}",
         )
-        for way, certificate in certificates.items()
+        for way, certificate in summary["certificates"].items()
     ]
 
 
 def _speed(summary: dict[str, Any]) -> Section:
-    ways = summary["ways"]
+    ways, how = _main(summary), _how(summary)
 
     def panel(name: str) -> Panel:
         measure = SPEEDS[name]
@@ -199,90 +249,45 @@ def _speed(summary: dict[str, Any]) -> Section:
     def figure(name: str, names: Sequence[str], caption: str) -> Figure:
         return Figure(name, bar_figure(name, _rows(ways), [panel(n) for n in names]), caption)
 
-    repeats = summary["settings"]["repeats"]
-    how = "one process each" if repeats == 1 else f"medians of {repeats} processes each, in turns"
-    rows = [
-        [way["label"], *(quantity(SPEEDS[name], way["speed"][name]["median"]) for name in SPEEDS)]
-        for way in ways.values()
-    ]
     text = (
         "Every way decodes the same prompts and equally many tokens, however long its answers are, "
         "after a warm-up that is not counted. Peak memory is that of the whole process before its "
-        "losses are measured; memory-mapped weights count where they were read. The adapter’s way "
-        "needs the base on disk as well."
+        "losses are measured; memory-mapped weights count where they were read. A way with an "
+        "adapter needs the base on disk as well; 8 and 4 bits are made of it while it is loaded."
     )
     return Section(
         "Speed, memory, disk",
         text,
-        statements=speed_statements(summary),
+        statements=speed_statements(summary, _others(summary)),
         figures=[
             figure("speed", ["tokens_per_second", "batch_tokens_per_second"], f"Speed, {how}."),
-            figure("waiting", ["load_seconds", "first_token_seconds"], f"Waiting, {how}."),
+            figure(
+                "waiting",
+                ["load_seconds", "first_token_seconds", "prefill_tokens_per_second"],
+                f"Waiting, {how}.",
+            ),
             figure("size", ["peak_memory_bytes", "bytes_on_disk"], f"Memory and disk, {how}."),
         ],
-        tables=[Table(["Way", *(m.label for m in SPEEDS.values())], rows, f"As drawn, {how}")],
+        tables=[_speed_table(summary, ways)],
     )
 
 
-def _training(summary: dict[str, Any], training: Sequence[dict[str, Any]]) -> Section:
-    steps = [one for one in training if "train/loss" in one]
-    evaluations = [one for one in training if "eval/loss" in one]
-    lines = [
-        Line("training", *_points(steps, "train/loss"), series=0, faint=True),
-        Line("held out", *_points(evaluations, "eval/loss"), series=1),
+def _speed_table(summary: Summary, ways: Mapping[str, Any]) -> Table:
+    rows = [
+        [way["label"], *(quantity(SPEEDS[name], way["speed"][name]["median"]) for name in SPEEDS)]
+        for way in ways.values()
     ]
-    result = [(name, plain(value)) for name, value in summary["result"].items()]
-    return Section(
-        "The training run",
-        figures=[
-            Figure(
-                "training",
-                line_figure("training", [x for x in lines if x.xs], "step", "nats per token"),
-                "Loss per learned token; step 0 is the base.",
-            )
-        ]
-        if steps or evaluations
-        else [],
-        tables=[Table((), result, "result.json")],
-    )
+    return Table(["Way", *(m.label for m in SPEEDS.values())], rows, _how(summary).capitalize())
 
 
-def _points(entries: Sequence[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
-    return [one["step"] for one in entries], [one[name] for one in entries]
-
-
-def _samples(summary: dict[str, Any], entries: Sequence[dict[str, Any]]) -> Section:
-    samples = [
-        Sample(entry["instruction"], entry["input"], entry["expected"], _verdicts(summary, entry))
-        for entry in entries
-    ]
-    text = (
-        "The first held-out rows, in their order: not chosen by how they turned out. Ways that "
-        "gave the same answer stand in one line."
-    )
-    return Section(
-        "Answers side by side", text, samples=samples[:SHOWN], more_samples=samples[SHOWN:]
-    )
-
-
-def _verdicts(summary: dict[str, Any], entry: dict[str, Any]) -> list[Verdict]:
-    """The different answers to one row, each with the ways that gave it."""
-    ways: dict[str, list[str]] = {}
-    for name, answer in entry["answers"].items():
-        ways.setdefault(answer["text"], []).append(name)
-    return [
-        Verdict(
-            ", ".join(summary["ways"][name]["label"] for name in names),
-            text,
-            entry["answers"][names[0]]["correct"],
-        )
-        for text, names in ways.items()
-    ]
+def _how(summary: Summary) -> str:
+    repeats = summary["settings"]["repeats"]
+    return "one process each" if repeats == 1 else f"medians of {repeats} processes each, in turns"
 
 
 def _rows(ways: Mapping[str, Any]) -> list[tuple[str, int]]:
     order = list(WAYS)
-    return [(way["label"], order.index(name)) for name, way in ways.items()]
+    return [(way["label"], order.index(way["form"])) for way in ways.values()]
 
 
 def _interval_bar(measure: Measure, found: Summary | None) -> Bar | None:

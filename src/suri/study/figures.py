@@ -15,15 +15,19 @@ PAINTS = {
     "c1": ("#0b0000", "#0072b2"),
     "c2": ("#0c0000", "#d55e00"),
     "c3": ("#0d0000", "#009e73"),
+    "c4": ("#0e0000", "#cc79a7"),
+    "c5": ("#0f0000", "#b8860b"),
+    "c6": ("#100000", "#56a5d9"),
 }
 """Paint: the colour that stands for it while drawing, and the one it has on paper.
 
-The last four are told apart with any colour vision (Okabe and Ito 2008, and a grey).
+The last seven are told apart with any colour vision (after Okabe and Ito 2008, and a grey); lines
+differ in marker and dash too, bars stand beside their names.
 """
 INK, LINE = PAINTS["ink"][0], PAINTS["line"][0]
-SERIES = ("c0", "c1", "c2", "c3")
-MARKERS = ("o", "s", "D", "^")
-DASHES = ("-", "--", "-.", ":")
+SERIES = tuple(name for name in PAINTS if name.startswith("c"))
+MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+DASHES = ("-", "--", "-.", ":", "-", "--", "-.")
 STYLE = {
     "font.family": "sans-serif",
     "font.size": 10,
@@ -81,6 +85,7 @@ class Line:
     highs: Sequence[float] = ()
     faint: bool = False
     marked: bool = True
+    joined: bool = True
 
 
 def bar_figure(name: str, rows: Sequence[tuple[str, int]], panels: Sequence[Panel]) -> str:
@@ -108,8 +113,10 @@ def _draw_bars(axis: Any, rows: Sequence[tuple[str, int]], panel: Panel) -> None
     axis.tick_params(length=0)
     axis.spines["bottom"].set_visible(False)
     axis.set_xticks([])
-    most = max(max(bar.value, bar.high or bar.value) for bar in panel.bars if bar) or 1.0
-    axis.set_xlim(0, most * 1.35)
+    ends = [max(bar.value, bar.high or bar.value, 0.0) for bar in panel.bars if bar]
+    most = max(ends, default=0.0) or 1.0
+    least = min((min(bar.value, bar.low or 0.0) for bar in panel.bars if bar), default=0.0)
+    axis.set_xlim(min(0.0, least * 1.2), most * 1.35)
     for place, ((_, series), bar) in enumerate(zip(rows, panel.bars, strict=True)):
         if not bar:
             continue
@@ -118,7 +125,7 @@ def _draw_bars(axis: Any, rows: Sequence[tuple[str, int]], panel: Panel) -> None
         if bar.low is not None and bar.high is not None and bar.high > bar.low:
             reach = [[bar.value - bar.low], [bar.high - bar.value]]
             axis.errorbar(bar.value, place, xerr=reach, color=INK, linewidth=1.2, capsize=2.5)
-            end = max(bar.high, end)
+            end = max(bar.high, end, 0.0)
         text = f"{bar.value:,.{panel.digits}f}"
         axis.text(end + most * 0.03, place, text, va="center", fontsize=9)
 
@@ -158,14 +165,40 @@ def line_figure(
 def _draw_line(axis: Any, line: Line, aside: float) -> None:
     paint = PAINTS[SERIES[line.series]][0]
     xs = [x + aside for x in line.xs]
-    look = {"color": paint, "linestyle": DASHES[line.series], "label": line.label}
+    dash = DASHES[line.series] if line.joined else "none"
+    look = {"color": paint, "linestyle": dash, "label": line.label}
     if line.faint:
         axis.plot(xs, line.ys, **look | {"linestyle": "-", "linewidth": 1, "alpha": 0.55})
         return
     marker = {"marker": MARKERS[line.series], "markersize": 5} if line.marked else {}
     axis.plot(xs, line.ys, linewidth=2, **look, **marker)
+    if line.lows and line.joined:
+        axis.fill_between(xs, line.lows, line.highs, color=paint, alpha=0.13, linewidth=0)
     if line.lows:
         axis.vlines(xs, line.lows, line.highs, color=paint, linewidth=1)
+
+
+def heat_figure(name: str, names: Sequence[str], shares: Sequence[Sequence[float]]) -> str:
+    """Shares from 0 to 1 of every two of the names, as a square of percentages."""
+    plt = _pyplot()
+    size = 1.6 + 0.55 * len(names)
+    with plt.rc_context(STYLE | {"svg.hashsalt": name}):
+        figure, axis = plt.subplots(figsize=(max(6.5, 2.4 * size), size), layout="constrained")
+        for row, line in enumerate(shares):
+            for column, share in enumerate(line):
+                square = plt.Rectangle((column - 0.5, row - 0.5), 1, 1)
+                square.set(facecolor=PAINTS["c1"][0], alpha=0.08 + 0.55 * share, linewidth=0)
+                axis.add_patch(square)
+                text = f"{100 * share:.0f}"
+                axis.text(column, row, text, ha="center", va="center", fontsize=9)
+        axis.set_xlim(-0.5, len(names) - 0.5)
+        axis.set_ylim(len(names) - 0.5, -0.5)
+        axis.tick_params(length=0)
+        axis.set_yticks(range(len(names)), names)
+        axis.set_xticks(range(len(names)), names, rotation=25, ha="right")
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+        return _svg(plt, figure)
 
 
 def for_paper(svg: str) -> str:

@@ -11,27 +11,24 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from suri.data.batch import micro_batches
 from suri.data.encode import Rules, encode_prompt, encode_records
-from suri.data.examples import Example
+from suri.data.examples import NOT_LEARNED, Example
 from suri.data.prompt import read_prompt
 from suri.data.records import read_records
 from suri.errors import SuriError
 from suri.files import read_json, size_bytes, write_json
+from suri.infer.engine import Engine
 from suri.infer.engines import Model, open_model
-from suri.infer.generate import generate, stream
 from suri.model.weights import recorded_base
 from suri.recipe import GREEDY
-from suri.train.loss import head_loss, hidden_states, learned_rows
 from suri.train.machine import environment, peak_memory_bytes
 
 Part = Literal["speed", "answers", "losses"]
 
 BATCH = 8
-TIMED_PROMPTS = 3
+TIMED_PROMPTS = 8
 TIMED_TOKENS = 16
 PROBED_TOKENS = 256
-TOKEN_BUDGET = 512
 NEVER = -1
 """An end-of-text token that no model gives, so that every way decodes equally many tokens."""
 
@@ -43,10 +40,14 @@ class Spec:
     run: str
     """The run folder: its prompt, its base and, for the way `adapter`, its adapter."""
     way: str
-    """`base`, `adapter`, or what a merged model is called."""
+    """What it is called."""
     model: str = ""
-    """Folder of a merged model; "" for base and adapter."""
+    """Folder of a merged model; "" for the base."""
+    with_adapter: bool = False
+    """Whether the run's adapter is laid over it."""
     quantize: str = "none"
+    """How the base is stored."""
+    engine: str = "suri"
     dtype: str = "float32"
     device: str = "auto"
     rows: str = ""
@@ -55,7 +56,7 @@ class Spec:
     cutoff_len: int = 512
     parts: tuple[Part, ...] = ("speed", "answers", "losses")
     reference: str = ""
-    """File of the adapter's next-token log-probabilities: `adapter` writes it, others read it."""
+    """File of the adapter's next-token log-probabilities; made where it is not there yet."""
 
 
 def measure(spec: Spec) -> dict[str, Any]:
@@ -66,23 +67,23 @@ def measure(spec: Spec) -> dict[str, Any]:
     """
     base = str(recorded_base(Path(spec.run)))
     model, load_seconds = open_timed(spec, base)
-    device = model.decoder.embedding.device.type
     records = read_records(Path(spec.rows))
     prompts = [encode_prompt(record, model.tokenizer, model.prompt) for record in records]
-    rules = Rules(spec.cutoff_len)
-    examples = encode_records(records, model.tokenizer, model.prompt, rules).examples
+    device = model.engine.device
     found: dict[str, Any] = {"way": spec.way, "environment": _environment(device)}
     if "speed" in spec.parts:
         found["speed"] = {
             "load_seconds": load_seconds,
-            **time_decoding(model, prompts, min(spec.max_new_tokens, TIMED_TOKENS)),
+            **time_decoding(model.engine, prompts, min(spec.max_new_tokens, TIMED_TOKENS)),
             "peak_memory_bytes": peak_memory_bytes(device),
             "bytes_on_disk": bytes_on_disk(spec, base),
         }
     if "answers" in spec.parts:
         found["answers"] = answer(model, prompts, spec.max_new_tokens)
     if "losses" in spec.parts:
-        found |= score_responses(model, examples, spec)
+        rules = Rules(spec.cutoff_len)
+        examples = encode_records(records, model.tokenizer, model.prompt, rules).examples
+        found |= score_responses(model.engine, examples, spec)
     return found
 
 
@@ -91,41 +92,49 @@ def open_timed(spec: Spec, base: str) -> tuple[Model, float]:
     started = time.perf_counter()
     model = open_model(
         spec.model or base,
-        lora_weights=spec.run if spec.way == "adapter" else "",
+        lora_weights=spec.run if spec.with_adapter else "",
+        load_8bit=spec.quantize == "int8-weight",
         quantize=spec.quantize,
         dtype=spec.dtype,
         device=spec.device,
+        engine=spec.engine,
     )
     seconds = time.perf_counter() - started
     return replace(model, prompt=read_prompt(Path(spec.run))), seconds
 
 
-@torch.no_grad()
-def time_decoding(model: Model, prompts: Sequence[Any], tokens: int) -> dict[str, float]:
-    """Seconds to the first token, and tokens per second alone and eight at a time.
+def time_decoding(engine: Engine, prompts: Sequence[Any], tokens: int) -> dict[str, float]:
+    """Seconds to the first token, and tokens per second read, decoded alone, and eight at a time.
 
     Every prompt decodes exactly `tokens` tokens; medians over TIMED_PROMPTS prompts, after a
-    warm-up that is not counted. The eight at a time include reading their prompts.
+    warm-up that is not counted. Of the eight at a time the time of two tokens is taken off, which
+    is that of reading their prompts.
     """
-    decoding = replace(GREEDY, max_new_tokens=max(2, tokens))
-    generate(model.decoder, prompts[:1], NEVER, replace(GREEDY, max_new_tokens=2))
-    firsts, rates = [], []
+    tokens = max(4, tokens)
+    decoding = replace(GREEDY, max_new_tokens=tokens)
+    engine.generate(prompts[:1], NEVER, replace(GREEDY, max_new_tokens=2))
+    firsts, reads, rates = [], [], []
     for prompt in prompts[:TIMED_PROMPTS]:
         started = time.perf_counter()
-        moments = [
-            time.perf_counter() - started for _ in stream(model.decoder, prompt, NEVER, decoding)
-        ]
+        moments = [time.perf_counter() - started for _ in engine.stream(prompt, NEVER, decoding)]
         firsts.append(moments[0])
+        reads.append(len(prompt) / moments[0])
         rates.append((len(moments) - 1) / (moments[-1] - moments[0]))
     batch = [prompts[place % len(prompts)] for place in range(BATCH)]
-    started = time.perf_counter()
-    answers = generate(model.decoder, batch, NEVER, decoding)
-    seconds = time.perf_counter() - started
+    short, long = (_seconds(engine, batch, count) for count in (2, tokens))
     return {
         "first_token_seconds": float(np.median(firsts)),
+        "prefill_tokens_per_second": float(np.median(reads)),
         "tokens_per_second": float(np.median(rates)),
-        "batch_tokens_per_second": sum(len(answer.ids) for answer in answers) / seconds,
+        "batch_tokens_per_second": BATCH * (tokens - 2) / max(long - short, 1e-9),
     }
+
+
+def _seconds(engine: Engine, batch: Sequence[Any], tokens: int) -> float:
+    """Seconds that a batch takes to decode so many tokens each."""
+    started = time.perf_counter()
+    engine.generate(batch, NEVER, replace(GREEDY, max_new_tokens=tokens))
+    return time.perf_counter() - started
 
 
 def answer(model: Model, prompts: Sequence[Any], max_new_tokens: int) -> list[dict[str, Any]]:
@@ -134,50 +143,44 @@ def answer(model: Model, prompts: Sequence[Any], max_new_tokens: int) -> list[di
     answers = []
     for start in range(0, len(prompts), BATCH):
         batch = prompts[start : start + BATCH]
-        answers += generate(model.decoder, batch, model.tokenizer.eos_id, decoding)
+        answers += model.engine.generate(batch, model.tokenizer.eos_id, decoding)
     return [
         {"text": model.tokenizer.decode(one.ids).strip(), "ids": one.ids, "stopped": one.stopped}
         for one in answers
     ]
 
 
-@torch.no_grad()
-def score_responses(model: Model, examples: Sequence[Example], spec: Spec) -> dict[str, Any]:
-    """Loss of every row, in nats summed over its learned tokens, by the functions of training.
+def score_responses(engine: Engine, examples: Sequence[Example], spec: Spec) -> dict[str, Any]:
+    """Loss of every row, in nats summed over its learned tokens.
 
     With a reference also the next-token distributions at the first learned tokens, against it.
     """
-    decoder = model.decoder
     losses: list[dict[str, float]] = []
     probed: list[torch.Tensor] = []
-    for batch in micro_batches(examples, max_rows=0, token_budget=TOKEN_BUDGET):
-        learned, targets = learned_rows(batch, decoder.embedding.device)
-        hidden = hidden_states(decoder, batch)[learned]
-        documents = np.repeat(np.arange(len(batch.rows)), batch.lengths)[learned.cpu()]
-        for place, row in enumerate(batch.rows):
-            mine = torch.from_numpy(documents == place).to(hidden.device)
-            loss = head_loss(
-                decoder.norm(hidden[mine]), decoder.head, targets[mine], decoder.scorer
-            )
-            count = int(mine.sum())
-            losses.append({"row": row, "loss_sum": float(loss), "learned_tokens": count})
-        room = PROBED_TOKENS - sum(len(part) for part in probed)
-        if spec.reference and room > 0:
-            probed.append(decoder.logits(hidden[:room]).log_softmax(dim=-1).cpu())
-    return {"losses": losses} | (
-        {"probe": against_adapter(torch.cat(probed), spec)} if probed else {}
-    )
+    room = PROBED_TOKENS if spec.reference else 0
+    for example in examples:
+        places = np.flatnonzero(example.labels != NOT_LEARNED)
+        targets = torch.from_numpy(example.ids[places].astype(np.int64))
+        scores = engine.log_probs(example.ids.tolist(), places.tolist())
+        total = -float(scores.gather(1, targets[:, None]).double().sum())
+        losses.append({"row": example.row, "loss_sum": total, "learned_tokens": len(targets)})
+        probed.append(scores[:room])
+        room = max(0, room - len(targets))
+    if not spec.reference:
+        return {"losses": losses}
+    return {"losses": losses, "probe": against_reference(torch.cat(probed), spec)}
 
 
-def against_adapter(found: torch.Tensor, spec: Spec) -> dict[str, float]:
-    """Compare log-probabilities, fp32 [tokens, vocab], with the adapter's.
+def against_reference(found: torch.Tensor, spec: Spec) -> dict[str, float]:
+    """Compare log-probabilities, fp32 [tokens, vocab], with the first way's that was measured.
 
-    KL(adapter || this way) in nats per token, and the share of tokens where both like the same
-    token best. The way `adapter` writes the reference, and differs from it by nothing.
+    KL(first || this way) in nats per token, and the share of tokens where both like the same
+    token best. The first way writes the reference, and differs from it by nothing.
     """
-    if spec.way == "adapter":
-        np.save(spec.reference, found.numpy(), allow_pickle=False)
-    adapter = torch.from_numpy(np.load(spec.reference, allow_pickle=False)).double()
+    reference = Path(spec.reference)
+    if not reference.is_file():
+        np.save(reference, found.numpy(), allow_pickle=False)
+    adapter = torch.from_numpy(np.load(reference, allow_pickle=False)).double()
     kl = (adapter.exp() * (adapter - found.double())).sum(dim=-1).clamp(min=0)
     same = adapter.argmax(dim=-1) == found.argmax(dim=-1)
     return {
@@ -189,10 +192,10 @@ def against_adapter(found: torch.Tensor, spec: Spec) -> dict[str, float]:
 
 
 def bytes_on_disk(spec: Spec, base: str) -> int:
-    """Bytes that this way needs on disk; the adapter's way needs base and adapter."""
+    """Bytes that this way needs on disk: a merged model, or base and adapter."""
     if spec.model:
         return size_bytes(Path(spec.model))
-    adapter = Path(spec.run, "adapter_model.safetensors") if spec.way == "adapter" else None
+    adapter = Path(spec.run, "adapter_model.safetensors") if spec.with_adapter else None
     return size_bytes(Path(base)) + (size_bytes(adapter) if adapter else 0)
 
 

@@ -1,11 +1,13 @@
-"""A study's plan: which trials, on which rows, and what each is called."""
+"""A study's plan: which trials, on which rows, what each is called, and that it is fair."""
 
 import difflib
 import hashlib
+import itertools
 import json
+import re
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,17 +19,29 @@ from suri.errors import UsageError
 from suri.files import sha256
 from suri.recipe import Quantize, Recipe, settings_of, with_settings
 
-DATA = "data"
+DATA, HELD_OUT = "data", "held_out.json"
+VARIED = ("quantize", "rows", "seeds")
+FIXED = (
+    "token_budget", "micro_batch_size", "device", "seed", "data_path", "columns", "val_set_size",
+    "val_set_path", "output_dir", "resume", "resume_from_checkpoint", "overwrite", "report_to",
+    "wandb_project", "wandb_run_name",
+)  # fmt: skip
+"""Settings that a study does not vary: trials of unequal micro-batches, machines or rows say
+nothing about methods, and the rest says nothing about learning."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Every method on every number of rows with every seed; all else is the recipe's."""
+    """Every method on every number of rows with every seed; all else is the recipe's.
+
+    `vary` holds more settings by their names, each with the values to try.
+    """
 
     recipe: Recipe
     quantize: tuple[Quantize, ...] = ("none", "nf4")
     rows: tuple[int, ...] = (64, 128)
     seeds: tuple[int, ...] = (0,)
+    vary: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,8 @@ class Trial:
     rows: int
     name: str
     """Tells the trial to people, and ends in a hash of its settings and of its rows."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What the plan varies beside method, rows and seed."""
 
 
 def read_plan(path: Path) -> Plan:
@@ -51,25 +67,47 @@ def read_plan(path: Path) -> Plan:
         raise UsageError(f"{path}: no such plan") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
         raise UsageError(f"{path}: not a TOML file", found=str(problem)) from None
-    _refuse_unknown(table, ("recipe", "study"), path)
+    refuse_unknown(table, ("recipe", "study"), path)
     recipe = with_settings(Recipe(), table.get("recipe", {}), str(path))
     study = table.get("study", {})
+    settings = tuple(item.name for item in fields(Recipe))
+    refuse_unknown(study, VARIED + settings, path)
     kinds: dict[str, Any] = {"quantize": get_args(Quantize), "rows": int, "seeds": int}
-    _refuse_unknown(study, tuple(kinds), path)
-    for name, values in study.items():
-        if not _is_list_of(values, kinds[name], least=0 if name == "seeds" else 1):
+    for name in VARIED:
+        if name in study and not _is_list_of(study[name], kinds[name], name != "seeds"):
             kind = " and ".join(kinds[name]) if name == "quantize" else "whole numbers"
-            raise UsageError(f"{path}: {name} = {values!r} must be a list of {kind}")
-    return Plan(recipe, **{name: tuple(dict.fromkeys(values)) for name, values in study.items()})
+            raise UsageError(f"{path}: {name} = {study[name]!r} must be a list of {kind}")
+    chosen = {name: tuple(dict.fromkeys(study[name])) for name in VARIED if name in study}
+    return Plan(recipe, **chosen, vary=_vary(study, recipe, path))
 
 
-def _refuse_unknown(table: dict[str, Any], known: tuple[str, ...], path: Path) -> None:
+def _vary(study: dict[str, Any], recipe: Recipe, path: Path) -> dict[str, tuple[Any, ...]]:
+    """The further settings of [study], each value checked as the recipe checks it."""
+    vary = {}
+    for name, values in study.items():
+        if name in VARIED:
+            continue
+        if name in FIXED:
+            raise UsageError(
+                f"{path}: a study does not vary {name}",
+                found="its trials would not be equal in all but what is compared",
+                do="set it once, under [recipe]",
+            )
+        if not isinstance(values, list) or not values:
+            raise UsageError(f"{path}: {name} = {values!r} must be a list of values to try")
+        made = [getattr(with_settings(recipe, {name: value}, str(path)), name) for value in values]
+        vary[name] = tuple(dict.fromkeys(made))
+    return vary
+
+
+def refuse_unknown(table: dict[str, Any], known: tuple[str, ...], path: Path) -> None:
+    """Raise UsageError for a name of a TOML table that is not known, with what was meant."""
     for name in table:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise UsageError(
                 f"{path}: there is no {name} in a plan",
-                do=f"did you mean {near[0]}?" if near else f"it has {' and '.join(known)}",
+                do=f"did you mean {near[0]}?" if near else f"it has {' and '.join(known[:3])}",
             )
 
 
@@ -81,12 +119,11 @@ def _is_list_of(values: Any, kind: Any, least: int) -> bool:
     return all(value in kind for value in values)
 
 
-def prepare(plan: Plan, folder: Path) -> tuple[list[Trial], list[Record]]:
-    """Write the row files under folder/data; returns the trials in their order, and held-out rows.
+def write_rows(plan: Plan, folder: Path) -> list[Record]:
+    """Write the row files under folder/data; returns the held-out rows.
 
     One seeded order of the training rows serves all sizes, so that a smaller set is the start of
-    a larger one; held-out rows are the same for all trials. Methods of one size and seed stand
-    next to each other, so that they share the machine's mood.
+    a larger one; held-out rows are the same for all trials. Raises UsageError for too few rows.
     """
     recipe = plan.recipe
     rows = load_rows(recipe)
@@ -102,31 +139,42 @@ def prepare(plan: Plan, folder: Path) -> tuple[list[Trial], list[Record]]:
     order = np.random.default_rng(recipe.seed).permutation(len(rows.train))[:most]
     wanted = {int(place): rank for rank, place in enumerate(order)}
     train = {wanted[i]: record for i, (_, record) in enumerate(rows.train) if i in wanted}
-    held_out = folder / DATA / "held_out.json"
-    write_records(held_out, rows.held_out)
+    write_records(folder / DATA / HELD_OUT, rows.held_out)
     for size in plan.rows:
         write_records(_rows_file(folder, size), [train[rank] for rank in range(size)])
-    return list(_trials(plan, folder, held_out)), rows.held_out
+    return rows.held_out
 
 
-def _trials(plan: Plan, folder: Path, held_out: Path) -> Iterator[Trial]:
-    for size in plan.rows:
+def trials_of(plan: Plan, folder: Path) -> Iterator[Trial]:
+    """The trials in their order, over the row files of `write_rows`.
+
+    Methods of one size and seed stand next to each other: a drifting machine harms none.
+    """
+    held_out = folder / DATA / HELD_OUT
+    combinations = [
+        dict(zip(plan.vary, values, strict=True))
+        for values in itertools.product(*plan.vary.values())
+    ]
+    for size, settings, seed, quantize in itertools.product(
+        plan.rows, combinations, plan.seeds, plan.quantize
+    ):
         data = _rows_file(folder, size)
-        for seed in plan.seeds:
-            for quantize in plan.quantize:
-                recipe = replace(plan.recipe, quantize=quantize, seed=seed)
-                name = f"{quantize}-rows{size}-seed{seed}-{_hash(recipe, [data, held_out])}"
-                place = folder / "trials" / name / "run"
-                yield Trial(
-                    replace(
-                        recipe,
-                        data_path=str(data.absolute()),
-                        val_set_path=str(held_out.absolute()),
-                        output_dir=str(place.absolute()),
-                    ),
-                    size,
-                    name,
-                )
+        recipe = replace(plan.recipe, quantize=quantize, seed=seed, **settings)
+        varied = "".join(f"-{name}={value}" for name, value in settings.items())
+        told = re.sub(r"[^\w.=-]+", "_", f"{quantize}-rows{size}-seed{seed}{varied}")[:120]
+        name = f"{told}-{_hash(recipe, [data, held_out])}"
+        place = folder / "trials" / name / "run"
+        yield Trial(
+            replace(
+                recipe,
+                data_path=str(data.absolute()),
+                val_set_path=str(held_out.absolute()),
+                output_dir=str(place.absolute()),
+            ),
+            size,
+            name,
+            settings,
+        )
 
 
 def _rows_file(folder: Path, rows: int) -> Path:

@@ -18,10 +18,10 @@ class Failed(SuriError):
     def __init__(self, what: str, terminal: Path, code: int, do: str) -> None:
         lines = terminal.read_text(encoding="utf-8", errors="replace").splitlines()
         errors = [place for place, line in enumerate(lines) if line.startswith("error: ")]
-        shown = lines[errors[-1] :] if errors else lines[-SHOWN_LINES:]
+        shown = lines[errors[-1] :][:SHOWN_LINES] if errors else lines[-SHOWN_LINES:]
         if code < 0:
-            shown.append(f"killed by signal {-code}; by 9 most often because memory ran out")
-        found = "\n         ".join(line.strip() for line in shown[:SHOWN_LINES])
+            shown = [f"killed by signal {-code}; by 9 most often because memory ran out", *shown]
+        found = "\n         ".join(line.strip() for line in shown)
         super().__init__(f"{what} failed", found=found, do=f"{do}all it printed is in {terminal}")
         self.exit_code = code if code > 0 else 1
 
@@ -36,8 +36,14 @@ def run_module(
     terminal.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", module, *arguments]
     with terminal.open("w", encoding="utf-8") as stream:
+        # Inherited descriptors: the lock on a folder is held as long as somebody works in it.
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            check=False,
+            close_fds=False,
         )
     if done.returncode:
         raise Failed(what, terminal, done.returncode, f"{do}; " if do else "")

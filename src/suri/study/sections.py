@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from suri.recipe import EMBEDDED, Recipe, settings_of
+from suri.recipe import Recipe, settings_of
+from suri.study.figures import Line, line_figure
 from suri.study.statements import Statement
 
-BUSY = 1.5
-"""Load per core above which times are called unreliable; our own process is about 1."""
+SHOWN = 6
+"""Answers in sight; the others are folded away."""
 
 
 @dataclass(frozen=True)
@@ -88,30 +89,6 @@ def settings_section(recipe: Mapping[str, Any], environments: Mapping[str, Any])
     )
 
 
-def threats(recipe: Mapping[str, Any], rows: int, environment: Mapping[str, Any]) -> list[str]:
-    """Why these numbers may not hold elsewhere, from what this run was."""
-    found = [
-        f"{rows} held-out rows: differences smaller than the intervals cannot be seen with them, "
-        "and the intervals cover the choice of rows, not the choice of seed.",
-    ]
-    if recipe.get("base_model") == EMBEDDED:
-        found.append(
-            "The embedded base has been through 4 bits before (Q4_1), so it already lies near a "
-            "4-bit grid: what nf4 costs it says little about what nf4 costs other models."
-        )
-    if str(environment.get("device", "")).startswith("cpu"):
-        found.append(
-            "Measured on a CPU: which way is faster, and by how much, can be the other way round "
-            "on a GPU; other programs on the machine disturb the times."
-        )
-    if environment.get("load_average", 0) > BUSY * environment.get("cores", 1):
-        found.append(
-            f"The machine was busy with other work (load average {environment['load_average']} on "
-            f"{environment['cores']} cores): its times are too long, and their ratios unreliable."
-        )
-    return found
-
-
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Nested values as dotted names, for a table of two columns."""
     pairs: list[tuple[str, Any]] = []
@@ -130,3 +107,61 @@ def plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(str(part) for part in value)
     return "–" if value == "" or value is None else str(value)
+
+
+def training_section(summary: Mapping[str, Any], training: Sequence[dict[str, Any]]) -> Section:
+    """How the adapter came about: losses over the steps, and result.json."""
+    steps = [one for one in training if "train/loss" in one]
+    evaluations = [one for one in training if "eval/loss" in one]
+    lines = [
+        Line("training", *_points(steps, "train/loss"), series=0, faint=True),
+        Line("held out", *_points(evaluations, "eval/loss"), series=1),
+    ]
+    result = [(name, plain(value)) for name, value in summary["result"].items()]
+    return Section(
+        "The training run",
+        figures=[
+            Figure(
+                "training",
+                line_figure("training", [x for x in lines if x.xs], "step", "nats per token"),
+                "Loss per learned token; step 0 is the base.",
+            )
+        ]
+        if steps or evaluations
+        else [],
+        tables=[Table((), result, "result.json")],
+    )
+
+
+def _points(entries: Sequence[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    return [one["step"] for one in entries], [one[name] for one in entries]
+
+
+def samples_section(summary: Mapping[str, Any], entries: Sequence[dict[str, Any]]) -> Section:
+    """The first answers in full, the others folded away."""
+    samples = [
+        Sample(entry["instruction"], entry["input"], entry["expected"], _verdicts(summary, entry))
+        for entry in entries
+    ]
+    text = (
+        "The first held-out rows, in their order: not chosen by how they turned out. Ways that "
+        "gave the same answer stand in one line."
+    )
+    return Section(
+        "Answers side by side", text, samples=samples[:SHOWN], more_samples=samples[SHOWN:]
+    )
+
+
+def _verdicts(summary: Mapping[str, Any], entry: dict[str, Any]) -> list[Verdict]:
+    """The different answers to one row, each with the ways that gave it."""
+    ways: dict[str, list[str]] = {}
+    for name, answer in entry["answers"].items():
+        ways.setdefault(answer["text"], []).append(name)
+    return [
+        Verdict(
+            ", ".join(summary["ways"][name]["label"] for name in names),
+            text,
+            entry["answers"][names[0]]["correct"],
+        )
+        for text, names in ways.items()
+    ]

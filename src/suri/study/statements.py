@@ -1,24 +1,25 @@
 """Sentences that say of the numbers what their intervals carry, and no more."""
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from suri.study.scores import Interval
-from suri.study.summary import (
-    ADAPTER,
-    HF,
-    MEASURES,
-    META,
-    METHODS,
-    SPEEDS,
-    WAYS,
-    Measure,
-    interval_of,
-)
+from suri.recipe import EMBEDDED
+from suri.study.intervals import FEWEST_RUNS, Interval, interval_of
+from suri.study.measures import ADAPTER, MEASURES, SPEEDS, Measure
 
-FEWEST_REPEATS = 3
-HELD_OUT_LOSS = replace(MEASURES["loss"], label="Held-out loss")
+HELD_OUT = {
+    "loss_difference": replace(MEASURES["loss"], label="Held-out loss"),
+    "exact_match_difference": replace(MEASURES["exact_match"], label="Held-out exact match"),
+}
+SPEED_UPS = {
+    "speed_up": ("a step", "paired steps"),
+    "speed_up_to_adapter": ("the whole run, from command to adapter,", "paired runs"),
+}
+TIMING = 0.01
+"""Times whose ratio surely lies within this of 1 are called equal: no machine times better."""
+BUSY = 1.5
+"""Load per core above which times are called unreliable; our own process is about 1."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,14 @@ def headed(measure: Measure) -> str:
     return f"{measure.label}, {measure.unit}" if measure.unit else measure.label
 
 
-def quality_statements(summary: dict[str, Any], ours: Container[str]) -> list[Statement]:
-    """How the ways in `ours` differ: the adapter from the base, a merged model from the adapter."""
+def quality_statements(summary: Mapping[str, Any], ours: Sequence[str]) -> list[Statement]:
+    """How each way in `ours` differs from the one that it is held against."""
+    ways = summary["ways"]
     return [
         difference(
             MEASURES[found["measure"]],
-            WAYS[found["ours"]],
-            WAYS[found["theirs"]],
+            ways[found["ours"]]["label"],
+            ways[found["theirs"]]["label"],
             interval_of(found),
         )
         for found in summary["differences"]
@@ -74,12 +76,12 @@ def difference(measure: Measure, ours: str, theirs: str, found: Interval) -> Sta
     value, low, high = (
         number(end * measure.scale, measure.digits) for end in (found.value, found.low, found.high)
     )
-    interval = f"{value} {unit}; 95 % interval {low} to {high}, n = {found.rows}".replace(" ;", ";")
+    interval = f"{value} {unit}; 95 % interval {low} to {high}, {found.size}".replace(" ;", ";")
     largest = max(abs(found.low), abs(found.high))
     if not found.is_enough:
         text = f"{found.rows} rows are too few to tell {ours} from {theirs}."
     elif not largest:
-        text = f"{ours} and {theirs} are equal on every row (n = {found.rows})."
+        text = f"{ours} and {theirs} are equal on every row ({found.size})."
     elif largest < measure.matters:
         text = (
             f"{ours} equals {theirs} to within {quantity(measure, measure.matters)} ({interval})."
@@ -93,14 +95,14 @@ def difference(measure: Measure, ours: str, theirs: str, found: Interval) -> Sta
     return Statement(f"{measure.label}: {text}", is_claim)
 
 
-def agreement_statements(summary: dict[str, Any]) -> list[Statement]:
-    """How far each merged model gives what the adapter gives, and how good it is against it."""
+def agreement_statements(summary: Mapping[str, Any], ours: Sequence[str]) -> list[Statement]:
+    """How far each way gives what the adapter gives, and how good it is against it."""
     same = [
-        Statement(_agreement(WAYS[way], agreement), is_claim=True)
-        for way in (HF, META)
-        if (agreement := summary["ways"].get(way, {}).get("agreement"))
+        Statement(_agreement(summary["ways"][way]["label"], agreement), is_claim=True)
+        for way in ours
+        if (agreement := summary["ways"][way]["agreement"])
     ]
-    return same + quality_statements(summary, (HF, META))
+    return same + quality_statements(summary, ours)
 
 
 def _agreement(label: str, agreement: dict[str, Any]) -> str:
@@ -113,29 +115,31 @@ def _agreement(label: str, agreement: dict[str, Any]) -> str:
     )
 
 
-def speed_statements(summary: dict[str, Any]) -> list[Statement]:
-    """Decoding speed and memory of the merged models against the adapter."""
+def speed_statements(summary: Mapping[str, Any], ours: Sequence[str]) -> list[Statement]:
+    """Decoding speed and memory of each way against the adapter's."""
     ways = summary["ways"]
     return [
-        _speed(SPEEDS[name], way, ways[way]["speed"][name], ways[ADAPTER]["speed"][name])
+        _speed(SPEEDS[name], name, ways[way], ways[ADAPTER])
         for name in ("tokens_per_second", "batch_tokens_per_second", "peak_memory_bytes")
-        for way in (HF, META)
-        if way in ways and ADAPTER in ways
+        for way in ours
+        if ADAPTER in ways
     ]
 
 
-def _speed(measure: Measure, way: str, ours: dict[str, Any], theirs: dict[str, Any]) -> Statement:
+def _speed(
+    measure: Measure, name: str, way: Mapping[str, Any], adapter: Mapping[str, Any]
+) -> Statement:
     """A ratio of two measurements; only repeated ones whose ranges lie apart make a claim."""
+    ours, theirs = way["speed"][name], adapter["speed"][name]
+    labels = f"{way['label']} against {adapter['label']}"
     ratio = ours["median"] / theirs["median"]
     shown = f"{quantity(measure, ours['median'])} against {quantity(measure, theirs['median'])}"
     apart = ours["low"] > theirs["high"] or ours["high"] < theirs["low"]
-    text = (
-        f"{measure.label}, {WAYS[way]} against {WAYS[ADAPTER]}: {shown}, {ratio:.2f} times as much"
-    )
-    if ours["repeats"] < FEWEST_REPEATS:
+    text = f"{measure.label}, {labels}: {shown}, {ratio:.2f} times as much"
+    if ours["repeats"] < FEWEST_RUNS:
         return Statement(f"{text} (measured {_times(ours['repeats'])}).", is_claim=False)
     if not apart:
-        text = f"{measure.label}: no difference found between {WAYS[way]} and {WAYS[ADAPTER]}"
+        text = f"{measure.label}, {labels}: no difference found"
         return Statement(f"{text} ({shown}; ranges of {ours['repeats']} overlap).", is_claim=False)
     return Statement(
         f"{text} (medians of {ours['repeats']} processes each; the ranges lie apart).",
@@ -147,50 +151,94 @@ def _times(count: int) -> str:
     return "once each" if count == 1 else f"{count} times each"
 
 
-def cost_statements(summary: dict[str, Any]) -> list[Statement]:
-    """Time and memory of QLoRA against LoRA at every size."""
+def cost_statements(summary: Mapping[str, Any]) -> list[Statement]:
+    """Time and memory of every quantised method against the plain one, at every size."""
     return [text for found in summary["methods"] for text in _costs(found)]
 
 
-def _costs(found: dict[str, Any]) -> Iterator[Statement]:
+def _costs(found: Mapping[str, Any]) -> Iterator[Statement]:
     """Steps of one run share its minutes: only several runs can tell method from machine."""
-    at, plain, quantized = f"At {found['rows']} rows", METHODS["none"], METHODS["nf4"]
+    ours, theirs = (found[side]["label"] for side in ("ours", "theirs"))
+    at = f"At {found['ours']['rows']} rows"
+    if found["unequal"]:
+        text = f"{at} {ours} and {theirs} are not compared: not equal in their runs are "
+        yield Statement(text + ", ".join(found["unequal"]) + ".", is_claim=False)
+        return
     runs = "one run each" if len(found["seeds"]) == 1 else f"{len(found['seeds'])} runs each"
-    if found["speed_up"]:
-        speed_up = interval_of(found["speed_up"])
-        interval = f"{speed_up.low:.2f} to {speed_up.high:.2f} over {speed_up.rows} paired steps"
-        yield Statement(
-            f"{at} a {quantized} step is {speed_up.value:.2f} times as fast as a {plain} step "
-            f"(95 % interval {interval} of {runs}).",
-            is_claim=len(found["seeds"]) >= FEWEST_REPEATS
-            and speed_up.is_enough
-            and not speed_up.low <= 1 <= speed_up.high,
+    for name, (what, pairs) in SPEED_UPS.items():
+        if not found[name]:
+            continue
+        speed_up = interval_of(found[name])
+        apart = speed_up.low > 1 + TIMING or speed_up.high < 1 - TIMING
+        is_claim = speed_up.seeds >= FEWEST_RUNS and apart
+        verdict = f"is {speed_up.value:.2f} times as fast with {ours} as with {theirs}"
+        if speed_up.seeds >= FEWEST_RUNS and not is_claim:
+            verdict = f"shows no difference between {ours} and {theirs}: {speed_up.value:.2f} times"
+        count = f"{speed_up.rows} {pairs} of {runs}" if speed_up.rows > 1 else f"{runs}"
+        interval = f"95 % interval {speed_up.low:.2f} to {speed_up.high:.2f}"
+        shown = f"{interval}, {count}" if speed_up.seeds * speed_up.rows > 1 else count
+        yield Statement(f"{at} {what} {verdict} ({shown}).", is_claim)
+    yield _memory(found, f"{at} {ours} peaks at", theirs, runs)
+
+
+def _memory(found: Mapping[str, Any], start: str, theirs: str, runs: str) -> Statement:
+    saved = interval_of(found["memory_saved"])
+    amount = f"{abs(100 * saved.value):.0f} % {'less' if saved.value > 0 else 'more'} memory"
+    if saved.seeds < FEWEST_RUNS:
+        return Statement(f"{start} {amount} than {theirs} ({runs}).", is_claim=False)
+    ends = " to ".join(number(100 * end, 0) for end in (saved.low, saved.high))
+    interval = f"saved: 95 % interval {ends} %, {runs}"
+    if not saved.is_difference:
+        return Statement(
+            f"{start} as much memory as {theirs}, as far as can be told ({interval}).", False
         )
-    saved = 100 * found["memory_saved"]
-    yield Statement(
-        f"{at} {quantized} peaks at {abs(saved):.0f} % {'less' if saved > 0 else 'more'} memory "
-        f"than {plain} ({runs}).",
-        is_claim=False,
+    return Statement(f"{start} {amount} than {theirs} ({interval}).", is_claim=True)
+
+
+def loss_statements(summary: Mapping[str, Any]) -> list[Statement]:
+    """Held-out quality: methods at every size, then growing sizes, then other settings."""
+    return [
+        difference(
+            measure,
+            _on_rows(found["ours"]),
+            _on_rows(found["theirs"]),
+            interval_of(found[name]),
+        )
+        for kind in ("methods", "sizes", "settings")
+        for found in summary[kind]
+        for name, measure in HELD_OUT.items()
+        if found[name]
+    ]
+
+
+def _on_rows(group: Mapping[str, Any]) -> str:
+    return f"{group['label']} on {group['rows']:,} rows"
+
+
+def threats(
+    recipe: Mapping[str, Any], rows: int, environment: Mapping[str, Any], *, seeds: int
+) -> list[str]:
+    """Why these numbers may not hold elsewhere, from what this run was."""
+    covered = (
+        "the choice of rows and of seed" if seeds > 1 else "the choice of rows, not that of seed"
     )
-
-
-def loss_statements(summary: dict[str, Any]) -> list[Statement]:
-    """Held-out loss of QLoRA against LoRA at every size, then of each method at growing sizes."""
-    methods = [
-        difference(
-            HELD_OUT_LOSS,
-            f"{METHODS['nf4']} on {found['rows']} rows",
-            f"{METHODS['none']} on {found['rows']} rows",
-            interval_of(found["loss_difference"]),
-        )
-        for found in summary["methods"]
+    found = [
+        f"{rows} held-out rows and {seeds} seed{'s' * (seeds > 1)}: differences smaller than the "
+        f"intervals cannot be seen with them, and the intervals cover {covered}.",
     ]
-    return methods + [
-        difference(
-            HELD_OUT_LOSS,
-            f"{METHODS[found['quantize']]} on {found['to']} rows",
-            f"{METHODS[found['quantize']]} on {found['from']} rows",
-            interval_of(found["loss_difference"]),
+    if recipe.get("base_model") == EMBEDDED:
+        found.append(
+            "The embedded base has been through 4 bits before (Q4_1), so it already lies near a "
+            "4-bit grid: what nf4 costs it says little about what nf4 costs other models."
         )
-        for found in summary["sizes"]
-    ]
+    if str(environment.get("device", "")).startswith("cpu"):
+        found.append(
+            "Measured on a CPU: which way is faster, and by how much, can be the other way round "
+            "on a GPU; other programs on the machine disturb the times."
+        )
+    if environment.get("load_average", 0) > BUSY * environment.get("cores", 1):
+        found.append(
+            f"The machine was busy with other work (load average {environment['load_average']} on "
+            f"{environment['cores']} cores): its times are too long, and their ratios unreliable."
+        )
+    return found

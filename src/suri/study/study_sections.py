@@ -1,28 +1,24 @@
-"""The report on LoRA and QLoRA over data sizes, from summary.json."""
+"""The report on methods over data sizes, from summary.json."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from suri.study.figures import Bar, Line, Panel, bar_figure, line_figure
-from suri.study.sections import Figure, Section, Table, Tile, settings_section, threats
+from suri.study.measures import COSTS, MEASURES, METHODS, Measure, method_label
+from suri.study.sections import Figure, Section, Table, Tile, settings_section
 from suri.study.statements import (
     cost_statements,
+    headed,
     loss_statements,
     number,
     quantity,
     with_interval,
 )
-from suri.study.summary import MEASURES, METHODS, SPEEDS, Measure
 
-TITLE = "LoRA and QLoRA over data sizes"
+TITLE = "LoRA, 8-bit and QLoRA over data sizes"
 SERIES = {"none": 1, "nf4": 2, "int8": 3}
-MEMORY = SPEEDS["peak_memory_bytes"]
-TIMES = {
-    "seconds_per_step": Measure("Time per step", "s", digits=2),
-    "train_seconds": Measure("Training", "s", digits=1),
-    "tokens_per_second": Measure("Throughput", "tokens/s", digits=0),
-    "peak_memory_bytes": MEMORY,
-}
+SPEED_UP = Measure("Speed-up", "times", digits=2)
+SAVED = Measure("Memory saved", "%", 100, 1)
 
 
 def study_sections(summary: dict[str, Any]) -> list[Section]:
@@ -34,142 +30,208 @@ def study_sections(summary: dict[str, Any]) -> list[Section]:
     return [
         *sections,
         _trials(summary["trials"]),
-        Section(
-            "What this does not show",
-            points=[
-                *threats(summary["recipe"], summary["held_out_rows"], summary["measured_in"]),
-                *_seeds(summary["plan"]["seeds"]),
-            ],
-        ),
+        Section("What this does not show", points=summary["threats"]),
         settings_section(summary["recipe"], {"Environment": summary["environment"]}),
     ]
 
 
 def _overview(summary: dict[str, Any]) -> Section:
     plan = summary["plan"]
-    methods = " and ".join(f"{METHODS[name]} ({name})" for name in plan["quantize"])
-    sizes = ", ".join(str(rows) for rows in plan["rows"])
+    methods = ", ".join(f"{METHODS[name]} ({name})" for name in plan["quantize"])
+    sizes = ", ".join(f"{rows:,}" for rows in plan["rows"])
+    varied = "".join(
+        f"; {name} {', '.join(map(str, values))}" for name, values in plan["vary"].items()
+    )
     text = (
-        f"{methods} on {sizes} training rows with seed {', '.join(map(str, plan['seeds']))}. "
-        f"The smaller sets are the first rows of the larger ones, and all trials are judged on the "
-        f"same {summary['held_out_rows']} held-out rows. Apart from how the base is stored, all "
-        f"settings are equal. Each trial ran in a process of its own, the methods of one size one "
-        f"after the other."
+        f"{methods} on {sizes} training rows with seed {', '.join(map(str, plan['seeds']))}"
+        f"{varied}; all judged on the same {summary['held_out_rows']} held-out rows. Each trial "
+        f"ran in a process of its own, the methods of one size and seed one after the other."
     )
     tiles = [tile for found in summary["methods"] for tile in _tiles(found)]
-    return Section("At a glance", text, tiles=tiles)
+    equal = Table((), list(summary["equal"].items()), "Held equal for all methods")
+    return Section("At a glance", text, tiles=tiles[:8], tables=[equal])
 
 
 def _tiles(found: dict[str, Any]) -> list[Tile]:
-    saved = 100 * found["memory_saved"]
-    tiles = [Tile(f"Memory saved, {found['rows']} rows", f"{number(saved, 0)} %", "peak, QLoRA")]
+    at = f"{found['ours']['label']}, {found['ours']['rows']:,} rows"
+    tiles = []
     if found["speed_up"]:
-        speed_up = f"{found['speed_up']['value']:.2f}×"
-        tiles.insert(0, Tile(f"Speed-up, {found['rows']} rows", speed_up, "QLoRA over LoRA"))
+        value = f"{found['speed_up']['value']:.2f}×"
+        tiles.append(Tile(at, value, f"as fast per step as {found['theirs']['label']}"))
+    if found["memory_saved"]:
+        saved = 100 * found["memory_saved"]["value"]
+        tiles.append(Tile(at, f"{number(saved, 0)} %", "peak memory saved"))
     return tiles
 
 
 def _cost(summary: dict[str, Any]) -> Section:
     groups = summary["groups"]
-    panels = [
-        Panel(
+    panels = {
+        name: Panel(
             f"{measure.label} ({measure.unit})",
-            [
-                Bar(*(group[name][end] * measure.scale for end in ("median", "low", "high")))
-                for group in groups
-            ],
+            [_range_bar(measure, group[name]) for group in groups],
             measure.digits,
         )
-        for name, measure in TIMES.items()
-    ]
-    rows_drawn = _rows(groups)
+        for name, measure in COSTS.items()
+    }
+    drawn = {
+        "time": (("seconds_per_step", "total_seconds"), "Time: a step, without evaluation, and all"
+                 " of a run from its command to its adapter."),
+        "memory": (("tokens_per_second", "peak_memory_bytes"), "Throughput and peak memory."),
+    }  # fmt: skip
     figures = [
-        Figure(
-            "time", bar_figure("time", rows_drawn, panels[:2]), "Time; per step without evaluation."
-        ),
-        Figure(
-            "memory", bar_figure("memory", rows_drawn, panels[2:]), "Throughput and peak memory."
-        ),
+        Figure(name, bar_figure(name, _rows(groups), [panels[one] for one in names]), caption)
+        for name, (names, caption) in drawn.items()
     ]
     rows = [
         [
             *_names(group),
             f"{group['steps']:,}",
-            *(quantity(measure, group[name]["median"]) for name, measure in TIMES.items()),
+            *(
+                quantity(measure, group[name]["median"]) if group[name] else "–"
+                for name, measure in COSTS.items()
+            ),
         ]
         for group in groups
     ]
-    head = ["Rows", "Method", "Steps", *(measure.label for measure in TIMES.values())]
+    head = ["Rows", "Method", "Steps", *(measure.label for measure in COSTS.values())]
+    compared = [found for found in summary["methods"] if found["memory_saved"]]
     return Section(
         "What it costs",
         statements=cost_statements(summary),
-        figures=figures,
-        tables=[Table(head, rows, "Medians over the seeds"), *_speed_ups(summary["methods"])],
+        figures=[*figures, *_speed_up_figure(compared)],
+        tables=[Table(head, rows, "Medians over the seeds"), *_speed_ups(compared)],
     )
 
 
+def _speed_up_figure(methods: Sequence[dict[str, Any]]) -> list[Figure]:
+    """Speed-up and memory saved, with their intervals."""
+    if not methods:
+        return []
+    panels = [
+        Panel(f"{measure.label} ({measure.unit})", [_interval_bar(measure, found[name]) for found in
+              methods], measure.digits)
+        for name, measure in (("speed_up", SPEED_UP), ("memory_saved", SAVED))
+    ]  # fmt: skip
+    rows = [
+        (f"{found['ours']['rows']:,} rows, {found['ours']['label']}",
+         SERIES[found["ours"]["quantize"]])
+        for found in methods
+    ]  # fmt: skip
+    drawing = bar_figure("speed-up", rows, panels)
+    caption = "Against LoRA of the same rows: times as fast per step, and peak memory saved."
+    return [Figure("speed-up", drawing, caption)]
+
+
 def _speed_ups(methods: Sequence[dict[str, Any]]) -> list[Table]:
+    columns = {
+        "speed_up": SPEED_UP,
+        "speed_up_to_adapter": Measure("Command to adapter", "times", digits=2),
+        "memory_saved": SAVED,
+        "loss_difference": MEASURES["loss"],
+        "exact_match_difference": MEASURES["exact_match"],
+    }
     rows = [
         [
-            f"{found['rows']:,}",
-            f"{found['speed_up']['value']:.2f} "
-            f"({found['speed_up']['low']:.2f} to {found['speed_up']['high']:.2f})"
-            if found["speed_up"]
-            else "–",
-            f"{number(100 * found['memory_saved'], 1)} %",
-            with_interval(MEASURES["loss"], found["loss_difference"]),
+            f"{found['ours']['rows']:,}",
+            found["ours"]["label"],
+            *(
+                with_interval(measure, found[name]) if found[name] else "–"
+                for name, measure in columns.items()
+            ),
         ]
         for found in methods
     ]
-    head = ("Rows", "Speed-up, times", "Memory saved", "Held-out loss, difference in nats/token")
-    return [Table(head, rows, "QLoRA against LoRA, with 95 % intervals")] if rows else []
+    head = ("Rows", "Method", *(headed(measure) for measure in columns.values()))
+    caption = "Against LoRA, with 95 % intervals; the last two columns are differences"
+    return [Table(head, rows, caption)] if rows else []
 
 
 def _quality(summary: dict[str, Any]) -> Section:
     groups = summary["groups"]
     sizes = sorted({group["rows"] for group in groups})
-    lines = []
-    for method, label in METHODS.items():
-        found = [group for group in groups if group["quantize"] == method]
-        losses = [group["loss"] for group in found]
-        if found:
-            lines.append(
-                Line(
-                    label,
-                    [sizes.index(group["rows"]) for group in found],
-                    [loss["value"] for loss in losses],
-                    SERIES[method],
-                    [loss["low"] for loss in losses],
-                    [loss["high"] for loss in losses],
-                )
+    drawn = {
+        "loss": (MEASURES["loss"], "held-out loss"),
+        "exact_match": (MEASURES["exact_match"], "held-out exact match, %"),
+    }
+    figures = []
+    for name, (measure, label) in drawn.items():
+        known = [group for group in groups if group[name]]
+        if not known:
+            continue
+        lines = [
+            _over_sizes(
+                [group for group in known if group["label"] == method], name, measure, sizes
             )
-    drawing = line_figure(
-        "sizes", lines, "training rows", "held-out loss", x_names=[f"{size:,}" for size in sizes]
-    )
+            for method in dict.fromkeys(group["label"] for group in known)
+        ]
+        names = [f"{size:,}" for size in sizes]
+        drawing = line_figure(f"sizes-{name}", lines, "training rows", label, x_names=names)
+        figures.append(Figure(f"sizes-{name}", drawing, f"{label.capitalize()}. {BANDS}"))
     rows = [
         [
             *_names(group),
             number(group["base_loss"], 3),
             with_interval(MEASURES["loss"], group["loss"]),
+            with_interval(MEASURES["exact_match"], group["exact_match"])
+            if group["exact_match"]
+            else "–",
         ]
         for group in groups
     ]
-    caption = (
-        "Held-out loss over data size. The lines’ intervals cover the choice of rows; the "
-        "statements rest on the differences row by row, which are surer."
-    )
     return Section(
         "What it brings",
         statements=loss_statements(summary),
-        figures=[Figure("sizes", drawing, caption)],
+        figures=[*figures, _frontier(groups)],
         tables=[
             Table(
-                ("Rows", "Method", "Base", "Trained"),
+                ("Rows", "Method", "Loss of the base", "Loss", "Exact match, %"),
                 rows,
-                "Held-out loss in nats per learned token, and its 95 % interval over rows",
+                "Held-out rows: nats per learned token, right answers, and 95 % intervals",
             )
         ],
     )
+
+
+BANDS = (
+    "The bands are 95 % intervals over rows and seeds; the statements rest on the differences row "
+    "by row, which are surer."
+)
+
+
+def _over_sizes(
+    groups: Sequence[dict[str, Any]], name: str, measure: Measure, sizes: Sequence[int]
+) -> Line:
+    """One method's line over the sizes."""
+    ends = {
+        end: [group[name][end] * measure.scale for group in groups]
+        for end in ("value", "low", "high")
+    }
+    return Line(
+        groups[0]["label"],
+        [sizes.index(group["rows"]) for group in groups],
+        ends["value"],
+        SERIES[groups[0]["quantize"]],
+        ends["low"],
+        ends["high"],
+    )
+
+
+def _frontier(groups: Sequence[dict[str, Any]]) -> Figure:
+    """Quality against cost: one point for each method and size."""
+    lines = []
+    for label in dict.fromkeys(group["label"] for group in groups):
+        mine = [group for group in groups if group["label"] == label]
+        lines.append(
+            Line(
+                label,
+                [group["train_seconds"]["median"] for group in mine],
+                [group["loss"]["value"] for group in mine],
+                SERIES[mine[0]["quantize"]],
+            )
+        )
+    drawing = line_figure("frontier", lines, "seconds of training steps", "held-out loss")
+    return Figure("frontier", drawing, "Quality against cost: lower and further left is better.")
 
 
 def _curves(trials: Sequence[dict[str, Any]]) -> Section:
@@ -190,7 +252,7 @@ def _curves(trials: Sequence[dict[str, Any]]) -> Section:
 
 
 def _curve(trial: dict[str, Any]) -> list[Line]:
-    label, series = METHODS[trial["quantize"]], SERIES[trial["quantize"]]
+    label, series = method_label(trial), SERIES[trial["quantize"]]
     (steps, losses), (evaluated, held_out) = trial["curve"]["train"], trial["curve"]["eval"]
     lines = [
         Line(f"{label}, training", steps, losses, series, faint=True),
@@ -203,7 +265,7 @@ def _trials(trials: Sequence[dict[str, Any]]) -> Section:
     rows = [
         [
             f"{trial['rows']:,}",
-            METHODS[trial["quantize"]],
+            method_label(trial),
             str(trial["seed"]),
             trial["status"],
             trial["reason"] or trial["name"],
@@ -214,18 +276,23 @@ def _trials(trials: Sequence[dict[str, Any]]) -> Section:
     return Section("All trials", tables=[Table(head, rows)])
 
 
-def _seeds(seeds: Sequence[int]) -> list[str]:
-    if len(seeds) > 1:
-        return []
-    return ["One seed: how much another seed changes any of this was not measured."]
-
-
 def _rows(groups: Sequence[dict[str, Any]]) -> list[tuple[str, int]]:
     return [
-        (f"{group['rows']:,} rows, {METHODS[group['quantize']]}", SERIES[group["quantize"]])
-        for group in groups
+        (f"{group['rows']:,} rows, {group['label']}", SERIES[group["quantize"]]) for group in groups
     ]
 
 
 def _names(group: dict[str, Any]) -> tuple[str, str]:
-    return f"{group['rows']:,}", METHODS[group["quantize"]]
+    return f"{group['rows']:,}", group["label"]
+
+
+def _range_bar(measure: Measure, found: Mapping[str, Any] | None) -> Bar | None:
+    return _bar(measure, found, ("median", "low", "high"))
+
+
+def _interval_bar(measure: Measure, found: Mapping[str, Any] | None) -> Bar | None:
+    return _bar(measure, found, ("value", "low", "high"))
+
+
+def _bar(measure: Measure, found: Mapping[str, Any] | None, ends: Sequence[str]) -> Bar | None:
+    return Bar(*(found[end] * measure.scale for end in ends)) if found else None

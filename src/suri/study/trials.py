@@ -1,113 +1,171 @@
 """Carry out a study: every trial in its own process, finished ones skipped, failed ones kept."""
 
-import shutil
+import json
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from suri.errors import SuriError, UsageError
-from suri.files import make_folder, read_json, write_json, write_text
+from suri.data.records import read_records
+from suri.data.skills import is_correct
+from suri.errors import Preempted, SuriError, UsageError
+from suri.files import append_json_line, holding, make_folder, read_json, write_json, write_text
 from suri.recipe import settings_of
-from suri.study.plan import DATA, Plan, Trial, prepare
+from suri.study.plan import DATA, Plan, Trial, trials_of, write_rows
+from suri.study.preflight import common_budget, held_equal, with_budget
 from suri.study.process import busiest, measure, run_module
 from suri.study.report import STUDY, read_lines, write_report
-from suri.study.summary import summarise_trials
+from suri.study.statements import threats
+from suri.study.study_summary import summarise_trials
 
 Say = Callable[[str], None]
 CURVE_POINTS = 400
+ATTEMPTS = "attempts.jsonl"
+"""One line for everything that was started, appended and never changed."""
 
 
-def run_plan(plan: Plan, folder: Path, say: Say) -> Path:
+def run_plan(plan: Plan, folder: Path, say: Say, *, only_check: bool = False) -> Path:
     """Run what is not finished yet, write summary.json and report.html; returns the report.
 
-    Raises UsageError for a folder of something else; the last failure where no trial finished.
+    `only_check` ends before the first trial. Raises UsageError for a folder of something else;
+    the last failure where no trial finished; Preempted where a trial was told to stop.
     """
     if folder.is_dir() and any(folder.iterdir()) and not (folder / DATA).is_dir():
         raise UsageError(
             f"{folder} exists and holds something else", do="choose another --output_dir"
         )
-    make_folder(folder)
-    trials, held_out = prepare(plan, folder)
-    found = []
-    for number, trial in enumerate(trials, start=1):
-        say(f"trial {number} of {len(trials)}: {trial.name}")
-        found.append(run_trial(trial, folder / "trials" / trial.name, say))
-    if not any(one["status"] == "finished" for one in found):
-        raise SuriError("no trial finished", found=found[-1]["reason"])
-    write_json(folder / STUDY, _summary(plan, len(held_out), found, folder))
-    return write_report(folder)
+    make_folder(folder / DATA)
+    with holding(
+        folder, lambda: say("waiting for another study in this folder, or its last trial")
+    ):
+        held_out = write_rows(plan, folder)
+        budget = common_budget(list(trials_of(plan, folder)), folder)
+        plan = with_budget(plan, budget["token_budget"])
+        trials = list(trials_of(plan, folder))
+        equal = held_equal(plan, budget["token_budget"], len(held_out))
+        say(f"{len(trials)} trials; held equal for the methods of one size and seed:")
+        for name, value in equal.items():
+            say(f"  {name}: {value}")
+        if only_check:
+            return folder
+        found = []
+        for number, trial in enumerate(trials, start=1):
+            say(f"trial {number} of {len(trials)}: {trial.name}")
+            found.append(run_trial(trial, folder, say))
+        if not any(one["status"] == "finished" for one in found):
+            raise SuriError("no trial finished", found=found[-1]["reason"])
+        write_json(folder / STUDY, _summary(plan, len(held_out), found, folder) | {"equal": equal})
+        return write_report(folder)
 
 
-def run_trial(trial: Trial, place: Path, say: Say) -> dict[str, Any]:
-    """Train unless that is done, measure the loss of every held-out row, collect the numbers.
+def run_trial(trial: Trial, folder: Path, say: Say) -> dict[str, Any]:
+    """Train unless that is done, then judge every held-out row, and collect the numbers.
 
-    An unfinished run is started anew: going on with it would leave two halves of a time.
+    A trial that was cut goes on from its last saved state.
     """
-    run = place / "run"
-    failure = place / "failed.json"
+    place = folder / "trials" / trial.name
+    run, failure = place / "run", place / "failed.json"
+    started = time.time()
     try:
         if (run / "result.json").is_file():
             say("  finished already")
         else:
-            shutil.rmtree(place, ignore_errors=True)
-            write_text(place / "recipe.toml", tomli_w.dumps(settings_of(trial.recipe)))
-            run_module(
-                "suri",
-                ["train", "--recipe", str(place / "recipe.toml")],
-                what=f"trial {trial.name}",
-                terminal=place / "terminal.txt",
-            )
-        if not (place / "losses" / "measured.json").is_file():
-            measure(_loss_spec(trial, run), place / "losses", what=f"evaluating {trial.name}")
+            _train(trial, place)
+        if not (place / "judged" / "measured.json").is_file():
+            measure(_spec(trial, run), place / "judged", what=f"evaluating {trial.name}")
     except SuriError as problem:
+        _note(folder, trial, started, problem.exit_code)
+        if problem.exit_code == Preempted.exit_code:
+            raise Preempted(
+                f"trial {trial.name} was told to stop", do="the same command goes on"
+            ) from problem
         reason = problem.found or problem.what
         say(f"  failed: {reason}")
         write_json(failure, {"reason": reason, "exit_code": problem.exit_code})
         return _identity(trial) | {"status": "failed", "reason": reason}
     failure.unlink(missing_ok=True)
-    return _identity(trial) | collect(run, read_json(place / "losses" / "measured.json"))
+    _note(folder, trial, started, 0)
+    return _identity(trial) | collect(
+        run, read_json(place / "judged" / "measured.json"), _attempts(place)
+    )
 
 
-def _loss_spec(trial: Trial, run: Path) -> dict[str, Any]:
+def _train(trial: Trial, place: Path) -> None:
+    """Start the trial, or let it go on where a saved state is; every attempt has its terminal."""
+    run = place / "run"
+    number = _attempts(place) + 1
+    recipe = place / "recipe.toml"
+    write_text(recipe, tomli_w.dumps(settings_of(trial.recipe) | {"overwrite": True}))
+    arguments = ["train", "--recipe", str(recipe)]
+    if any((run / "checkpoints").glob("step-*")):
+        arguments = ["train", "--resume", "True", "--output_dir", str(run)]
+    run_module(
+        "suri", arguments, what=f"trial {trial.name}", terminal=place / f"terminal-{number}.txt"
+    )
+
+
+def _attempts(place: Path) -> int:
+    return len(list(place.glob("terminal-*.txt")))
+
+
+def _note(folder: Path, trial: Trial, started: float, code: int) -> None:
+    seconds = round(time.time() - started, 1)
+    entry = {"trial": trial.name, "started": round(started), "seconds": seconds, "exit_code": code}
+    append_json_line(folder / ATTEMPTS, entry)
+
+
+def _spec(trial: Trial, run: Path) -> dict[str, Any]:
     return {
         "run": str(run.absolute()),
         "way": "adapter",
+        "with_adapter": True,
         "quantize": trial.recipe.quantize,
         "device": trial.recipe.device,
         "rows": trial.recipe.val_set_path,
         "cutoff_len": trial.recipe.cutoff_len,
-        "parts": ["losses"],
+        "max_new_tokens": 32,
+        "parts": ["answers", "losses"],
     }
 
 
 def _identity(trial: Trial) -> dict[str, Any]:
-    recipe = trial.recipe
     return {
-        "name": trial.name, "rows": trial.rows, "quantize": recipe.quantize, "seed": recipe.seed
-    }  # fmt: skip
+        "name": trial.name,
+        "rows": trial.rows,
+        "quantize": trial.recipe.quantize,
+        "settings": json.loads(json.dumps(trial.settings)),
+        "seed": trial.recipe.seed,
+    }
 
 
-def collect(run: Path, measured: dict[str, Any]) -> dict[str, Any]:
-    """What the summary needs of a finished run folder and of its measured held-out losses."""
+def collect(run: Path, measured: dict[str, Any], attempts: int = 1) -> dict[str, Any]:
+    """What the summary needs of a finished run folder and of its judged held-out rows."""
     result = read_json(run / "result.json")
     metrics = read_lines(run / "metrics.jsonl")
     steps = [one for one in metrics if "train/loss" in one]
     evaluations = [one for one in metrics if "eval/loss" in one]
     token_seconds = [1 / one["train/tokens_per_second"] for one in steps]
     counted = token_seconds[1:] or token_seconds
-    tokens_per_step = result["tokens"] / result["steps"]
-    names = ("steps", "train_seconds", "peak_memory_bytes", "base_loss", "held_out_loss")
     mean = sum(counted) / len(counted)
+    names = ("steps", "train_seconds", "peak_memory_bytes", "base_loss", "held_out_loss", "facts")
+    records = read_records(run / "held_out.jsonl")
+    answers = measured["answers"]
     return {
         "status": "finished",
         "reason": "",
+        "attempts": attempts,
         **{name: result[name] for name in names},
-        "seconds_per_step": tokens_per_step * mean,
+        "total_seconds": result["total_seconds"] if attempts == 1 else None,
+        "seconds_per_step": result["tokens"] / result["steps"] * mean,
         "tokens_per_second": 1 / mean,
         "token_seconds": token_seconds,
         "losses": measured["losses"],
+        "correct": [
+            is_correct(record, one["text"]) for record, one in zip(records, answers, strict=True)
+        ],
         "measured_in": measured["environment"],
         "curve": {
             "train": _points(steps, "train/loss"),
@@ -124,20 +182,21 @@ def _points(lines: Sequence[dict[str, Any]], name: str) -> list[list[float]]:
 
 
 def _summary(
-    plan: Plan,
-    held_out_rows: int,
-    found: list[dict[str, Any]],
-    folder: Path,
+    plan: Plan, held_out_rows: int, found: list[dict[str, Any]], folder: Path
 ) -> dict[str, Any]:
     finished = [one for one in found if one["status"] == "finished"]
     run = folder / "trials" / finished[0]["name"] / "run"
+    recipe, place = settings_of(plan.recipe), busiest(one["measured_in"] for one in finished)
+    asked = asdict(plan)
+    del asked["recipe"]
     return {
         "kind": "study",
-        "plan": {"quantize": plan.quantize, "rows": plan.rows, "seeds": plan.seeds},
-        "recipe": settings_of(plan.recipe),
+        "plan": asked,
+        "recipe": recipe,
         "environment": read_json(run / "environment.json"),
-        "measured_in": busiest(one["measured_in"] for one in finished),
+        "measured_in": place,
         "held_out_rows": held_out_rows,
+        "threats": threats(recipe, held_out_rows, place, seeds=len(plan.seeds)),
         "trials": found,
         **summarise_trials(found),
     }

@@ -36,6 +36,7 @@ class Progress:
     evaluated_step: int = -1
     tokens: int = 0
     learned_tokens: int = 0
+    micro_batches: int = 0
     token_budget: int = 0
     """A smaller one than the recipe's, after memory ran out; 0: the recipe's."""
 

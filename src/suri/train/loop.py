@@ -97,6 +97,7 @@ class Run:
             step_seconds=self.progress.step_seconds + now - started,
             tokens=self.progress.tokens + tokens,
             learned_tokens=self.progress.learned_tokens + learned,
+            micro_batches=self.progress.micro_batches + len(batches),
         )
         return {
             "step": step,

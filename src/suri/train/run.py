@@ -1,11 +1,14 @@
 """One training from settings to finished run folder."""
 
+import hashlib
 import math
 import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from suri.data.encode import encode_prompt
 from suri.data.findings import KINDS, SHOWN
@@ -84,11 +87,35 @@ def _train(recipe: Recipe, listen: Listener, answerer: Answerer) -> dict[str, An
     result = _result(recipe, progress, made) | {
         "stopped_early": progress.step < run.plan.steps,
         "memory_estimate": planned.estimate.as_json() if planned else None,
+        "facts": _facts(run, adapter),
         "total_seconds": round(time.perf_counter() - began, 3),
     }
     _publish_adapter(folder, engine, progress)
     finish_run(folder, recipe, result)
     return result
+
+
+def _facts(run: Run, adapter: Adapter) -> dict[str, Any]:
+    """What two runs must have alike before their methods can be compared, as it was in this one.
+
+    Checksums over the numbers that the adapter started from, and over the rows of every step.
+    """
+    start, rows = hashlib.sha256(), hashlib.sha256()
+    for name, pair in sorted(adapter.tensors.items()):
+        start.update(name.encode())
+        for tensor in pair:
+            start.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    for step in range(1, run.progress.step + 1):
+        rows.update(np.asarray(run.plan.examples(step), dtype=np.int64).tobytes())
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in run.engine.parameters}
+    return {
+        "steps": run.progress.step,
+        "rows_seen": rows.hexdigest()[:16],
+        "initial_adapter": start.hexdigest()[:16],
+        "adapter_dtype": ", ".join(sorted(dtypes)),
+        "micro_batches": run.progress.micro_batches,
+        "learned_tokens": run.progress.learned_tokens,
+    }
 
 
 def _engine(recipe: Recipe, made: Prepared, adapter: Adapter, answerer: Answerer) -> Engine:

@@ -1,0 +1,197 @@
+"""The same model run by transformers, with an adapter by peft: slower, and independent of ours."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from queue import Queue
+from threading import Event, Thread
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from suri.errors import UsageError
+from suri.infer.generate import Generated
+from suri.model.vector_math import settle
+from suri.recipe import Decoding
+
+NOTHING = -1
+"""No token's id: where nothing ends a text, and what ends a stream."""
+
+
+class TransformersEngine:
+    """A causal model of transformers, prompts padded on the left."""
+
+    def __init__(
+        self, base: Path, adapter: Path | None, quantize: str, dtype: torch.dtype, device: str
+    ) -> None:
+        """Raises UsageError where a package is missing, or the base is in another format."""
+        if not (base / "config.json").is_file():
+            raise UsageError(
+                f"transformers does not read {base}", do="use Suri's own engine for it"
+            )
+        settle()
+        self.model = _load(base, adapter, quantize, dtype, device)
+
+    @property
+    def device(self) -> str:
+        """As in Engine."""
+        return str(self.model.device.type)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        eos_id: int,
+        decoding: Decoding,
+        *,
+        stop: Event | None = None,
+    ) -> list[Generated]:
+        """As in Engine."""
+        longest = max(map(len, prompts))
+        rows = [[0] * (longest - len(p)) + [int(i) for i in p] for p in prompts]
+        masks = [[0] * (longest - len(p)) + [1] * len(p) for p in prompts]
+        found = self._generate(rows, masks, eos_id, decoding, stop, None)
+        return [_until_end(row[longest:].tolist(), eos_id) for row in found]
+
+    def stream(
+        self,
+        prompt: Sequence[int],
+        eos_id: int,
+        decoding: Decoding,
+        *,
+        stop: Event | None = None,
+    ) -> Iterator[int]:
+        """As in Engine."""
+        if decoding.num_beams > 1:
+            yield from self.generate([prompt], eos_id, decoding, stop=stop)[0].ids
+            return
+        tokens = _Tokens(len(prompt))
+        row, mask = [[int(token) for token in prompt]], [[1] * len(prompt)]
+        worker = Thread(
+            target=self._feed,
+            args=(tokens, partial(self._generate, row, mask, eos_id, decoding, stop, tokens)),
+            daemon=True,
+        )
+        worker.start()
+        while (token := tokens.queue.get()) != NOTHING:
+            if token != eos_id:
+                yield token
+        worker.join()
+        if tokens.problem is not None:
+            raise tokens.problem
+
+    @torch.no_grad()
+    def log_probs(self, ids: Sequence[int], places: Sequence[int]) -> Tensor:
+        """As in Engine."""
+        text = torch.as_tensor(ids, dtype=torch.int64, device=self.model.device)[None]
+        before = torch.as_tensor(places, dtype=torch.int64, device=self.model.device) - 1
+        logits = self.model(input_ids=text, use_cache=False).logits[0, before]
+        return logits.float().log_softmax(dim=-1).cpu()  # type: ignore[no-any-return]
+
+    def _feed(self, tokens: "_Tokens", work: Callable[[], Tensor]) -> None:
+        try:
+            work()
+        except BaseException as problem:
+            tokens.problem = problem
+        finally:
+            tokens.queue.put(NOTHING)
+
+    @torch.no_grad()
+    def _generate(
+        self,
+        rows: list[list[int]],
+        masks: list[list[int]],
+        eos_id: int,
+        decoding: Decoding,
+        stop: Event | None,
+        streamer: "_Tokens | None",
+    ) -> Tensor:
+        from transformers import GenerationConfig, StoppingCriteriaList
+
+        settings: dict[str, Any] = {
+            "max_new_tokens": decoding.max_new_tokens,
+            "num_beams": decoding.num_beams,
+            "repetition_penalty": decoding.repetition_penalty,
+            "pad_token_id": 0,
+        }
+        if eos_id >= 0:
+            settings["eos_token_id"] = eos_id
+        if decoding.temperature:
+            torch.manual_seed(decoding.seed)
+            names = ("temperature", "top_p", "top_k")
+            settings |= {"do_sample": True} | {name: getattr(decoding, name) for name in names}
+        criteria = StoppingCriteriaList([_Stop(stop)]) if stop else None
+        return self.model.generate(  # type: ignore[no-any-return]
+            input_ids=torch.tensor(rows, device=self.model.device),
+            attention_mask=torch.tensor(masks, device=self.model.device),
+            generation_config=GenerationConfig(**settings),
+            stopping_criteria=criteria,
+            streamer=streamer,
+        )
+
+
+class _Tokens:
+    """A streamer of transformers: what `put` is given first is the prompt."""
+
+    def __init__(self, left_out: int) -> None:
+        self.left_out = left_out
+        self.queue: Queue[int] = Queue()
+        self.problem: BaseException | None = None
+
+    def put(self, value: Tensor) -> None:
+        """Called by transformers with the prompt, then with one token at a time."""
+        for token in value.flatten().tolist():
+            if self.left_out:
+                self.left_out -= 1
+            else:
+                self.queue.put(token)
+
+    def end(self) -> None:
+        """Called by transformers after the last token."""
+
+
+class _Stop:
+    """A stopping criterion of transformers: all rows end once the event is set."""
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+
+    def __call__(self, ids: Tensor, scores: Any, **_: Any) -> Tensor:  # noqa: ARG002 (its form)
+        return torch.full((len(ids),), self.event.is_set(), device=ids.device)
+
+
+def _until_end(ids: list[int], eos_id: int) -> Generated:
+    """The tokens before the end-of-text token; a row that ended early is padded after it."""
+    if eos_id in ids:
+        return Generated(ids[: ids.index(eos_id)], stopped=True)
+    return Generated(ids, stopped=False)
+
+
+def _load(base: Path, adapter: Path | None, quantize: str, dtype: torch.dtype, device: str) -> Any:
+    try:
+        import transformers
+        from peft import PeftModel
+    except ImportError as problem:
+        raise UsageError(
+            f"the engine transformers needs the package {problem.name}",
+            do="pip install 'suri[reference]'",
+        ) from None
+    storage = None
+    if quantize == "nf4":
+        storage = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    elif quantize != "none":
+        raise UsageError(f"the engine transformers is not offered with a base in {quantize}")
+    transformers.utils.logging.disable_progress_bar()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        base, dtype=dtype, quantization_config=storage, device_map={"": device},
+        local_files_only=True, use_safetensors=True,
+    )  # fmt: skip
+    model.generation_config = transformers.GenerationConfig()
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter)
+    return model.eval()

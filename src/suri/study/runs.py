@@ -1,0 +1,120 @@
+"""Run folders below a place: what was trained, with what, and how it went."""
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from suri.errors import SuriError, UsageError
+from suri.files import read_json
+from suri.recipe import Recipe, settings_of
+from suri.study.report import read_lines
+
+DEEPEST = 6
+INSIDE = ("checkpoints", "best", "work")
+"""Folders of a run or a comparison that hold no run."""
+ITS_OWN = ("output_dir", "overwrite", "resume", "resume_from_checkpoint", "wandb_run_name")
+"""Settings that say where a run lies and not what it is."""
+
+
+@dataclass(frozen=True)
+class RunEntry:
+    """One training: its folder, its settings, and as much of its results as there is."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+    result: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, Any]]
+    started: float
+    """Seconds since 1970."""
+
+    @property
+    def state(self) -> str:
+        """`finished`, or how far it came."""
+        if self.result:
+            return "finished"
+        steps = [line["step"] for line in self.metrics]
+        return f"step {max(steps)}, not finished" if steps else "not finished"
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Numbers to set beside another run's; of an unfinished one those of its metrics."""
+        evaluated = [line["eval/loss"] for line in self.metrics if "eval/loss" in line]
+        found = {
+            "base_loss": evaluated[0] if evaluated else None,
+            "held_out_loss": min(evaluated[1:], default=None),
+        } | dict(self.result)
+        names = (
+            "base_loss", "held_out_loss", "steps", "rows", "tokens", "train_seconds",
+            "total_seconds", "tokens_per_second", "peak_memory_bytes",
+        )  # fmt: skip
+        return {name: value for name in names if (value := found.get(name)) is not None}
+
+
+def read_run(folder: Path) -> RunEntry:
+    """One run folder; raises UsageError where it is none."""
+    recipe = folder / "recipe.toml"
+    if not recipe.is_file() or not (folder / "environment.json").is_file():
+        raise UsageError(f"{folder} is no run folder", do="`suri runs` lists those below here")
+    try:
+        settings = tomllib.loads(recipe.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
+        raise UsageError(f"{recipe}: not a TOML file", found=str(problem)) from None
+    finished = folder / "result.json"
+    return RunEntry(
+        folder,
+        settings_of(Recipe()) | settings,
+        read_json(finished) if finished.is_file() else {},
+        read_lines(folder / "metrics.jsonl"),
+        recipe.stat().st_mtime,
+    )
+
+
+def find_runs(place: Path, where: Sequence[str] = ()) -> list[RunEntry]:
+    """All runs below a folder that have the settings `name=value` in `where`, oldest first.
+
+    Folders that cannot be read as runs are passed over. Raises UsageError for no such folder and
+    for a condition without `=`.
+    """
+    if not place.is_dir():
+        raise UsageError(f"{place}: no such folder")
+    wanted = [_condition(text) for text in where]
+    runs = []
+    for folder in _folders(place):
+        try:
+            run = read_run(folder)
+        except SuriError:
+            continue
+        if all(str(run.settings.get(name, "")) == value for name, value in wanted):
+            runs.append(run)
+    return sorted(runs, key=lambda run: run.started)
+
+
+def _condition(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or name not in settings_of(Recipe()):
+        raise UsageError(f"--where {text}", do="write it as a setting=value, quantize=nf4 say")
+    return name, value
+
+
+def _folders(place: Path) -> Iterator[Path]:
+    start = len(place.parts)
+    for folder, below, files in os.walk(place):
+        deep = len(Path(folder).parts) - start >= DEEPEST
+        below[:] = [] if deep else sorted(
+            name for name in below if not name.startswith(".") and name not in INSIDE
+        )  # fmt: skip
+        if "recipe.toml" in files and "environment.json" in files:
+            yield Path(folder)
+
+
+def differing(one: RunEntry, other: RunEntry) -> list[tuple[str, Any, Any]]:
+    """The settings in which two runs differ: name, one's, the other's."""
+    names = dict.fromkeys([*one.settings, *other.settings])
+    return [
+        (name, one.settings.get(name), other.settings.get(name))
+        for name in names
+        if name not in ITS_OWN and one.settings.get(name) != other.settings.get(name)
+    ]
