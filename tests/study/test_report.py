@@ -58,7 +58,8 @@ def change(folder, name, edit):
 def test_the_report_shows_the_numbers_of_the_summary(compare_folder):
     text = page_of(compare_folder).text
     assert "Exact match: higher with adapter than with base (75.0 points" in text
-    assert "Exact match: merged HF and adapter are equal on every row (n = 12)." in text
+    same = "Exact match, ROUGE-L, chrF, BLEU, Response loss"
+    assert f"{same}: merged HF and adapter are equal on every row (n = 12)." in text
     assert "merged HF gives the adapter’s answer, token by token, on 12 of 12 rows" in text
     assert "21.9 tokens/s against 18.1 tokens/s, 1.21 times as much (measured once each)" in text
     assert "1,830 MB" in text

@@ -56,18 +56,32 @@ def headed(measure: Measure) -> str:
 
 
 def quality_statements(summary: Mapping[str, Any], ours: Sequence[str]) -> list[Statement]:
-    """How each way in `ours` differs from the one that it is held against."""
-    ways = summary["ways"]
-    return [
-        difference(
-            MEASURES[found["measure"]],
-            ways[found["ours"]]["label"],
-            ways[found["theirs"]]["label"],
-            interval_of(found),
-        )
-        for found in summary["differences"]
-        if found["ours"] in ours
-    ]
+    """How each way in `ours` differs from the one that it is held against.
+
+    Measures in which two ways are equal on every row share one sentence.
+    """
+    statements = []
+    for way in ours:
+        mine = [found for found in summary["differences"] if found["ours"] == way]
+        same = [found for found in mine if not found["low"] and not found["high"]]
+        if len(same) > 1 and interval_of(same[0]).is_enough:
+            statements.append(_equal(summary, same))
+            mine = [found for found in mine if found not in same]
+        statements += [_difference(summary, found) for found in mine]
+    return statements
+
+
+def _difference(summary: Mapping[str, Any], found: Mapping[str, Any]) -> Statement:
+    ours, theirs = (summary["ways"][found[side]]["label"] for side in ("ours", "theirs"))
+    return difference(MEASURES[found["measure"]], ours, theirs, interval_of(found))
+
+
+def _equal(summary: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> Statement:
+    ours, theirs = (summary["ways"][found[0][side]]["label"] for side in ("ours", "theirs"))
+    labels = ", ".join(MEASURES[one["measure"]].label for one in found)
+    size = interval_of(found[0]).size
+    text = f"{labels}: {ours} and {theirs} are equal on every row ({size})."
+    return Statement(text, is_claim=True)
 
 
 def difference(measure: Measure, ours: str, theirs: str, found: Interval) -> Statement:
