@@ -141,5 +141,5 @@ def test_what_was_not_equal_is_not_compared():
     (found,) = compared(1.1, 1.3, unequal=["micro_batches"])
     assert not found.is_claim
     assert found.text == (
-        "At 64 rows QLoRA and LoRA are not compared: not equal in their runs are micro_batches."
+        "At 64 rows QLoRA and LoRA are not compared, their runs differ in: micro_batches."
     )

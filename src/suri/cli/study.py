@@ -5,14 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from suri.cli.flags import parse
+from suri.errors import UsageError
 from suri.files import read_json
 from suri.study.compare import Comparison, compare
-from suri.study.measures import MEASURES, SPEEDS, Measure
+from suri.study.measures import MEASURES, SPEEDS, Measure, method_label, way_label
 from suri.study.plan import read_plan
 from suri.study.report import COMPARE, STUDY, write_report
 from suri.study.statements import headed, number
@@ -34,10 +36,16 @@ class StudyCommand:
 
 @dataclass(frozen=True)
 class ReportCommand:
-    """Write the report of a folder of results again."""
+    """Write the report of results: HTML, Word and PDF, in English or Chinese."""
 
-    folder: Path
-    """Folder that `suri compare` or `suri study` wrote."""
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders that `suri compare` or `suri study` wrote; several make one report."""
+    language: str = "en"
+    """en or zh."""
+    formats: str = "html,docx,pdf"
+    """What to write, with commas between."""
+    output_dir: str = ""
+    """Where to write it ("": into the first folder)."""
 
 
 def run_compare(argv: list[str]) -> None:
@@ -58,8 +66,13 @@ def run_study(argv: list[str]) -> None:
 
 def run_report(argv: list[str]) -> None:
     """Parse and run `suri report FOLDER`."""
-    asked = parse(ReportCommand, argv, "suri report", positional=True)
-    _finish(write_report(asked.folder))
+    asked = parse(ReportCommand, argv, "suri report")
+    if not asked.folders:
+        raise UsageError("suri report needs a folder of results", do="suri report FOLDER")
+    into = Path(asked.output_dir.strip()) if asked.output_dir.strip() else None
+    formats = [name.strip() for name in asked.formats.split(",") if name.strip()]
+    written = write_report(*asked.folders, language=asked.language, formats=formats, into=into)
+    _finish(*written, folder=asked.folders[0])
 
 
 def _speaker() -> Any:
@@ -73,17 +86,18 @@ def _speaker() -> Any:
     return say
 
 
-def _finish(report: Path) -> None:
-    """Print the results of the report's folder as a table, then the report's path."""
+def _finish(*reports: Path, folder: Path | None = None) -> None:
+    """Print the results of the report's folder as a table, then the report's paths."""
     console = Console(highlight=False)
-    folder = report.parent
+    folder = folder or reports[0].parent
     is_comparison = (folder / COMPARE).is_file()
     console.print(
         _ways_table(read_json(folder / COMPARE))
         if is_comparison
         else _groups_table(read_json(folder / STUDY))
     )
-    console.print(f"report: [bold]{escape(str(report))}[/]", soft_wrap=True)
+    for report in reports:
+        console.print(f"report: [bold]{escape(str(report))}[/]", soft_wrap=True)
 
 
 def _ways_table(summary: dict[str, Any]) -> Table:
@@ -97,7 +111,7 @@ def _ways_table(summary: dict[str, Any]) -> Table:
     for way in summary["ways"].values():
         same = way["agreement"]
         table.add_row(
-            way["label"],
+            way_label(way),
             *(_cell(MEASURES[name], way["quality"][name]["value"]) for name in measures),
             *(_cell(SPEEDS[name], way["speed"][name]["median"]) for name in speeds),
             f"{same['identical']} of {same['rows']}" if same else "–",
@@ -119,15 +133,15 @@ def _groups_table(summary: dict[str, Any]) -> Table:
     for column in columns:
         table.add_column(column, justify="left" if column == "Method" else "right")
     speed_ups = {
-        (found["ours"]["rows"], found["ours"]["label"]): found["speed_up"]
+        (found["ours"]["rows"], method_label(found["ours"])): found["speed_up"]
         for found in summary["methods"]
     }
     for group in summary["groups"]:
-        speed_up = speed_ups.get((group["rows"], group["label"]))
+        speed_up = speed_ups.get((group["rows"], method_label(group)))
         exact = group["exact_match"]
         table.add_row(
             f"{group['rows']:,}",
-            group["label"],
+            method_label(group),
             number(group["seconds_per_step"]["median"], 2),
             _cell(SPEEDS["peak_memory_bytes"], group["peak_memory_bytes"]["median"]),
             number(group["base_loss"], 3),

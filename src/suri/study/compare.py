@@ -13,15 +13,12 @@ from suri.errors import UsageError
 from suri.files import make_folder, read_json, write_json, write_text
 from suri.recipe import recipe_from_toml, settings_of
 from suri.study.compare_summary import summarise_ways
-from suri.study.forms import Say, Way, merged, ways_of
+from suri.study.forms import WORK, Say, Way, merged, ways_of
 from suri.study.measures import ADAPTER, HF, META
 from suri.study.process import busiest, measure
 from suri.study.report import ANSWERS, COMPARE, TRAINING, write_report
 from suri.study.scores import bleu, chrf, rouge_l
 from suri.study.statements import threats
-
-WORK = "work"
-"""Specs, results and terminal output of every process; its presence says that a folder is ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +90,7 @@ def compare(comparison: Comparison, say: Say) -> Path:
     if (run / "metrics.jsonl").is_file():
         shutil.copyfile(run / "metrics.jsonl", folder / TRAINING)
     write_json(folder / COMPARE, _summary(comparison, ways, models, measured, entries))
-    return write_report(folder)
+    return write_report(folder)[0]
 
 
 def _held_out(comparison: Comparison) -> list[Record]:
@@ -124,7 +121,6 @@ def _merged(comparison: Comparison, ways: Sequence[Way], say: Say) -> dict[str, 
             comparison.run,
             comparison.folder,
             given.get(way.form, ""),
-            comparison.folder / WORK,
             say,
         )
         for way in ways
@@ -162,7 +158,9 @@ def _measure_all(
             }
             say(f"{way.label}: measuring" + (f" again ({repeat + 1})" if repeat else ""))
             place = work / (f"{way.name}-{repeat}" if repeat else way.name)
-            measured[way.name].append(measure(spec, place, what=f"measuring {way.label}"))
+            what = f"measuring {way.label}"
+            found = measure(spec, place, what=what, results=comparison.folder)
+            measured[way.name].append(found)
     reference.unlink(missing_ok=True)
     return measured
 

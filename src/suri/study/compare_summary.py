@@ -26,7 +26,6 @@ def summarise_ways(
     """
     found = {
         way.name: {
-            "label": way.label,
             "form": way.form,
             "engine": way.engine,
             "dtype": way.dtype,

@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -211,7 +212,10 @@ def for_paper(svg: str) -> str:
 def _svg(plt: Any, figure: Any) -> str:
     """The drawing as one <svg> element: paints become the page's variables, ids are dropped."""
     stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    with warnings.catch_warnings():
+        # Text stays text: whoever shows the drawing brings the Chinese font that this lacks.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     plt.close(figure)
     svg = stream.getvalue()
     svg = svg[svg.index("<svg") :]

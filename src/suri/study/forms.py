@@ -12,6 +12,8 @@ from suri.study.measures import ADAPTER, BASE, HF, META, WAYS
 from suri.study.process import run_module
 
 Say = Callable[[str], None]
+WORK = "work"
+"""Specs, results and terminal output of every process; its presence says that a folder is ours."""
 ENGINES = ("suri", "transformers")
 DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT = (BASE, ADAPTER, HF, META, "int8", "nf4")
@@ -95,7 +97,7 @@ def _names(flag: str, asked: str, known: Sequence[str]) -> list[str]:
     return names
 
 
-def merged(way: Way, run: Path, folder: Path, given: str, terminals: Path, say: Say) -> Path:
+def merged(way: Way, run: Path, folder: Path, given: str, say: Say) -> Path:
     """The folder of a merged model: the one given, one made before, or a new one below `folder`."""
     if given and not is_merge_of(Path(given), run):
         raise UsageError(f"{given} is not a merge of {run}", do="leave it out, and it is made")
@@ -115,7 +117,8 @@ def merged(way: Way, run: Path, folder: Path, given: str, terminals: Path, say: 
         ["merge", str(run), *(word for flag in flags.items() for word in flag)],
         what=f"merging to {way.label}",
         do="--ways names what to compare where one cannot be made",
-        terminal=terminals / f"merge-{way.name}.txt",
+        terminal=folder / WORK / f"merge-{way.name}.txt",
+        results=folder,
     )
     return out
 

@@ -37,14 +37,6 @@ class Interval:
         """Whether zero lies outside the interval, over rows enough."""
         return self.is_enough and (self.low > 0 or self.high < 0)
 
-    @property
-    def size(self) -> str:
-        """What the interval rests on, in words."""
-        seeds = f"{self.seeds} seeds"
-        if self.rows == 1:
-            return f"n = {seeds}"
-        return f"n = {self.rows}" if self.seeds == 1 else f"n = {self.rows} rows, {seeds}"
-
 
 def interval_of(summary: Mapping[str, Any]) -> Interval:
     """The interval that a summary holds as plain values."""

@@ -1,9 +1,11 @@
 """What is compared and what is measured: names, units, and from where on a difference matters."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
+
+from suri.study.language import tr
 
 BASE, ADAPTER, HF, META = "base", "adapter", "hf", "meta"
 WAYS = {
@@ -60,10 +62,16 @@ COSTS = {
 }
 
 
-def method_label(entry: dict[str, Any]) -> str:
+def method_label(entry: Mapping[str, Any]) -> str:
     """A trial's or a group's method in words, with what else the plan varies."""
     varied = [f"{name} {value}" for name, value in entry["settings"].items()]
-    return ", ".join([METHODS[entry["quantize"]], *varied])
+    return ", ".join([tr(METHODS[entry["quantize"]]), *varied])
+
+
+def way_label(way: Mapping[str, Any]) -> str:
+    """A way in words: its form, and where it stands apart, engine and number format."""
+    label = tr(WAYS[way["form"]])
+    return label if way["is_main"] else f"{label}, {way['engine']}, {way['dtype']}"
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

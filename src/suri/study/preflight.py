@@ -40,6 +40,7 @@ def common_budget(trials: Sequence[Trial], folder: Path) -> dict[str, Any]:
         [str(folder / DATA / "found.json"), *map(str, paths)],
         what="the check before the first trial",
         terminal=folder / DATA / "preflight.txt",
+        results=folder,
     )
     found = read_json(folder / DATA / "found.json") | {"asked": asked}
     write_json(known, found)

@@ -1,14 +1,18 @@
 """Run this program's own modules as processes, so that what they load and hold ends with them."""
 
+import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from suri.errors import SuriError
-from suri.files import read_json, write_json
+from suri.files import append_json_line, read_json, write_json
 
+RECORD = "captures.jsonl"
+"""One line for every process: command, where its output is, how long it took, its exit code."""
 SHOWN_LINES = 12
 
 
@@ -27,13 +31,21 @@ class Failed(SuriError):
 
 
 def run_module(
-    module: str, arguments: Sequence[str], *, what: str, terminal: Path, do: str = ""
+    module: str,
+    arguments: Sequence[str],
+    *,
+    what: str,
+    terminal: Path,
+    results: Path,
+    do: str = "",
 ) -> None:
     """Run `python -m module arguments`, everything it prints going to the file `terminal`.
 
-    Raises Failed with the error it printed, and with `do` as what helps.
+    That it ran is noted in the folder `results`, which `terminal` lies below. Raises Failed with
+    the error it printed, and with `do` as what helps.
     """
     terminal.parent.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
     command = [sys.executable, "-m", module, *arguments]
     with terminal.open("w", encoding="utf-8") as stream:
         # Inherited descriptors: the lock on a folder is held as long as somebody works in it.
@@ -45,11 +57,19 @@ def run_module(
             check=False,
             close_fds=False,
         )
+    place = str(results.absolute())
+    entry = {
+        "command": " ".join([module, *arguments]).replace(place, "."),
+        "terminal": str(terminal.absolute().relative_to(place)),
+        "seconds": round(time.perf_counter() - started, 1),
+        "exit_code": done.returncode,
+    }
+    append_json_line(results / RECORD, entry)
     if done.returncode:
         raise Failed(what, terminal, done.returncode, f"{do}; " if do else "")
 
 
-def measure(spec: dict[str, Any], work: Path, *, what: str) -> dict[str, Any]:
+def measure(spec: dict[str, Any], work: Path, *, what: str, results: Path) -> dict[str, Any]:
     """What `suri.study.measure` finds for a spec; its files lie in the folder `work`."""
     work.mkdir(parents=True, exist_ok=True)
     write_json(work / "spec.json", spec)
@@ -59,6 +79,7 @@ def measure(spec: dict[str, Any], work: Path, *, what: str) -> dict[str, Any]:
         [str(work / "spec.json"), str(out)],
         what=what,
         terminal=work / "terminal.txt",
+        results=results,
     )
     measured: dict[str, Any] = read_json(out)
     return measured
@@ -67,3 +88,10 @@ def measure(spec: dict[str, Any], work: Path, *, what: str) -> dict[str, Any]:
 def busiest(environments: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Of the environments of several measurements the one with the most other work beside it."""
     return max(environments, key=lambda environment: environment.get("load_average", 0.0))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file that this program wrote; none where there is no file."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]

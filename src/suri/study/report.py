@@ -1,16 +1,19 @@
-"""Write one self-contained report.html for a folder that `compare` or `study` filled."""
+"""Write the report of one or more folders that `compare` or `study` filled, in three formats."""
 
-import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from suri.errors import UsageError
 from suri.files import read_json, write_text
-from suri.study import compare_sections, study_sections
+from suri.study.blocks import Document, Section
+from suri.study.compare_sections import compare_findings, compare_part
 from suri.study.figures import for_paper
-from suri.study.sections import Section
+from suri.study.language import speaking, tr
+from suri.study.process import read_lines
+from suri.study.render_html import write_html
+from suri.study.sections import author_fields, reflections
+from suri.study.statements import Statement
+from suri.study.study_sections import study_findings, study_part
 
 COMPARE, ANSWERS, TRAINING, STUDY = (
     "compare.json",
@@ -18,48 +21,70 @@ COMPARE, ANSWERS, TRAINING, STUDY = (
     "training.jsonl",
     "summary.json",
 )
-REPORT = "report.html"
-TEMPLATES = Path(__file__).with_name("templates")
+FORMATS = ("html", "docx", "pdf")
 
 
-def write_report(folder: Path) -> Path:
-    """Build report.html and figures/ from the summary in `folder`; returns the report's path.
+def write_report(
+    *folders: Path,
+    language: str = "en",
+    formats: Sequence[str] = ("html",),
+    into: Path | None = None,
+) -> list[Path]:
+    """Write report.html, report.docx, report.pdf and figures/ into the first folder, or `into`.
 
-    Raises UsageError where the folder holds neither a comparison nor a study.
+    Several folders make one report, each a task of its own. A Chinese report's files end in
+    -zh. Raises UsageError for a folder that holds neither a comparison nor a study, for an unknown
+    language or format, a missing package, or a missing Chinese font.
     """
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown or not formats:
+        raise UsageError(
+            f"--formats {','.join(formats)}: no such format", do=f"choose from {','.join(FORMATS)}"
+        )
+    place = into or folders[0]
+    with speaking(language):
+        document = build(folders, language)
+        suffix = "" if language == "en" else f"-{language}"
+        for figure in document.figures():
+            write_text(place / f"figures{suffix}" / f"{figure.name}.svg", for_paper(figure.svg))
+        written = [place / f"report{suffix}.{name}" for name in formats]
+        for name, path in zip(formats, written, strict=True):
+            _writer(name)(document, path)
+    return written
+
+
+def _writer(name: str) -> Callable[[Document, Path], None]:
+    """What writes a format; only its own packages are loaded."""
+    if name == "docx":
+        from suri.study.render_docx import write_docx
+
+        return write_docx
+    if name == "pdf":
+        from suri.study.render_pdf import write_pdf
+
+        return write_pdf
+    return write_html
+
+
+def build(folders: Sequence[Path], language: str) -> Document:
+    """The whole report as a tree, in the language that is spoken."""
+    found = [_part(folder) for folder in folders]
+    parts = [part for part, _ in found]
+    claims = [one for _, statements in found for one in statements if one.is_claim]
+    title = parts[0].title if len(parts) == 1 else tr("Fine-tuning with LoRA: report")
+    return Document(title, language, author_fields(), [*parts, reflections(claims)])
+
+
+def _part(folder: Path) -> tuple[Section, list[Statement]]:
+    """One task, and the sentences that a summary rests on."""
     if (folder / COMPARE).is_file():
-        title = compare_sections.TITLE
         summary = read_json(folder / COMPARE)
         entries, training = (read_lines(folder / name) for name in (ANSWERS, TRAINING))
-        sections = compare_sections.compare_sections(summary, entries, training)
-    elif (folder / STUDY).is_file():
-        title = study_sections.TITLE
-        sections = study_sections.study_sections(read_json(folder / STUDY))
-    else:
-        raise UsageError(
-            f"{folder} holds no results to report on",
-            do="give the folder that `suri compare` or `suri study` wrote",
-        )
-    for figure in (figure for section in sections for figure in section.figures):
-        write_text(folder / "figures" / f"{figure.name}.svg", for_paper(figure.svg))
-    write_text(folder / REPORT, render(title, sections))
-    return folder / REPORT
-
-
-def render(title: str, sections: list[Section]) -> str:
-    """The page as HTML: everything but our own drawings is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        return compare_part(folder, summary, entries, training), compare_findings(summary)
+    if (folder / STUDY).is_file():
+        summary = read_json(folder / STUDY)
+        return study_part(folder, summary), study_findings(summary)
+    raise UsageError(
+        f"{folder} holds no results to report on",
+        do="give the folder that `suri compare` or `suri study` wrote",
     )
-    return environment.get_template("report.html").render(title=title, sections=sections)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file that this program wrote."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]

@@ -10,7 +10,7 @@ from typing import Any
 from suri.errors import SuriError, UsageError
 from suri.files import read_json
 from suri.recipe import Recipe, settings_of
-from suri.study.report import read_lines
+from suri.study.process import read_lines
 
 DEEPEST = 6
 INSIDE = ("checkpoints", "best", "work")

@@ -6,7 +6,8 @@ from typing import Any
 
 from suri.recipe import EMBEDDED
 from suri.study.intervals import FEWEST_RUNS, Interval, interval_of
-from suri.study.measures import ADAPTER, MEASURES, SPEEDS, Measure
+from suri.study.language import tr
+from suri.study.measures import ADAPTER, MEASURES, SPEEDS, Measure, method_label, way_label
 
 HELD_OUT = {
     "loss_difference": replace(MEASURES["loss"], label="Held-out loss"),
@@ -39,20 +40,35 @@ def number(value: float, digits: int) -> str:
 
 def quantity(measure: Measure, value: float) -> str:
     """A number with its unit, as tables show it."""
-    return f"{number(value * measure.scale, measure.digits)} {measure.unit}".rstrip()
+    return f"{number(value * measure.scale, measure.digits)} {tr(measure.unit)}".rstrip()
 
 
-def with_interval(measure: Measure, summary: dict[str, Any]) -> str:
+def with_interval(measure: Measure, summary: Mapping[str, Any]) -> str:
     """A number and below it its 95 % interval; the unit is left to the head of the column."""
-    value, low, high = (
-        number(summary[end] * measure.scale, measure.digits) for end in ("value", "low", "high")
-    )
-    return f"{value}\n{low}\u00a0to\u00a0{high}"
+    value, low, high = _ends(measure, interval_of(summary))
+    return f"{value}\n{low}\u00a0{tr('to')}\u00a0{high}"
 
 
 def headed(measure: Measure) -> str:
     """What stands at the head of a column: the name and its unit."""
-    return f"{measure.label}, {measure.unit}" if measure.unit else measure.label
+    return f"{tr(measure.label)}, {tr(measure.unit)}" if measure.unit else tr(measure.label)
+
+
+def _ends(measure: Measure, found: Interval) -> tuple[str, str, str]:
+    """Value, low and high as people read them."""
+    value, low, high = (
+        number(end * measure.scale, measure.digits) for end in (found.value, found.low, found.high)
+    )
+    return value, low, high
+
+
+def size_of(found: Interval) -> str:
+    """What an interval rests on."""
+    if found.rows == 1:
+        return tr("n = {seeds} seeds", seeds=found.seeds)
+    if found.seeds == 1:
+        return f"n = {found.rows}"
+    return tr("n = {rows} rows, {seeds} seeds", rows=found.rows, seeds=found.seeds)
 
 
 def quality_statements(summary: Mapping[str, Any], ours: Sequence[str]) -> list[Statement]:
@@ -72,60 +88,80 @@ def quality_statements(summary: Mapping[str, Any], ours: Sequence[str]) -> list[
 
 
 def _difference(summary: Mapping[str, Any], found: Mapping[str, Any]) -> Statement:
-    ours, theirs = (summary["ways"][found[side]]["label"] for side in ("ours", "theirs"))
+    ours, theirs = (way_label(summary["ways"][found[side]]) for side in ("ours", "theirs"))
     return difference(MEASURES[found["measure"]], ours, theirs, interval_of(found))
 
 
 def _equal(summary: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> Statement:
-    ours, theirs = (summary["ways"][found[0][side]]["label"] for side in ("ours", "theirs"))
-    labels = ", ".join(MEASURES[one["measure"]].label for one in found)
-    size = interval_of(found[0]).size
-    text = f"{labels}: {ours} and {theirs} are equal on every row ({size})."
+    text = tr(
+        "{measures}: {ours} and {theirs} are equal on every row ({size}).",
+        measures=", ".join(tr(MEASURES[one["measure"]].label) for one in found),
+        ours=way_label(summary["ways"][found[0]["ours"]]),
+        theirs=way_label(summary["ways"][found[0]["theirs"]]),
+        size=size_of(interval_of(found[0])),
+    )
     return Statement(text, is_claim=True)
 
 
 def difference(measure: Measure, ours: str, theirs: str, found: Interval) -> Statement:
     """One measured difference in words: changed, equal, not found, or too few rows to say."""
-    unit = "points" if measure.unit == "%" else measure.unit
-    value, low, high = (
-        number(end * measure.scale, measure.digits) for end in (found.value, found.low, found.high)
-    )
-    interval = f"{value} {unit}; 95 % interval {low} to {high}, {found.size}".replace(" ;", ";")
+    value, low, high = _ends(measure, found)
+    unit = tr("points") if measure.unit == "%" else tr(measure.unit)
     largest = max(abs(found.low), abs(found.high))
     if not found.is_enough:
-        text = f"{found.rows} rows are too few to tell {ours} from {theirs}."
+        text = "{measure}: {rows} rows are too few to tell {ours} from {theirs}."
     elif not largest:
-        text = f"{ours} and {theirs} are equal on every row ({found.size})."
+        text = "{measure}: {ours} and {theirs} are equal on every row ({size})."
     elif largest < measure.matters:
-        text = (
-            f"{ours} equals {theirs} to within {quantity(measure, measure.matters)} ({interval})."
-        )
+        text = "{measure}: {ours} equals {theirs} to within {within} ({interval})."
+    elif found.is_difference and found.value > 0:
+        text = "{measure}: higher with {ours} than with {theirs} ({interval})."
     elif found.is_difference:
-        change = "higher" if found.value > 0 else "lower"
-        text = f"{change} with {ours} than with {theirs} ({interval})."
+        text = "{measure}: lower with {ours} than with {theirs} ({interval})."
     else:
-        text = f"no difference found between {theirs} and {ours} ({interval})."
+        text = "{measure}: no difference found between {theirs} and {ours} ({interval})."
+    said = tr(
+        text,
+        measure=tr(measure.label),
+        ours=ours,
+        theirs=theirs,
+        rows=found.rows,
+        size=size_of(found),
+        within=quantity(measure, measure.matters),
+        interval=tr(
+            "{value}; 95 % interval {low} to {high}, {size}",
+            value=f"{value} {unit}".rstrip(),
+            low=low,
+            high=high,
+            size=size_of(found),
+        ),
+    )
     is_claim = found.is_enough and (found.is_difference or largest <= measure.matters)
-    return Statement(f"{measure.label}: {text}", is_claim)
+    return Statement(said, is_claim)
 
 
 def agreement_statements(summary: Mapping[str, Any], ours: Sequence[str]) -> list[Statement]:
     """How far each way gives what the adapter gives, and how good it is against it."""
     same = [
-        Statement(_agreement(summary["ways"][way]["label"], agreement), is_claim=True)
+        Statement(_agreement(way_label(summary["ways"][way]), agreement), is_claim=True)
         for way in ours
         if (agreement := summary["ways"][way]["agreement"])
     ]
     return same + quality_statements(summary, ours)
 
 
-def _agreement(label: str, agreement: dict[str, Any]) -> str:
+def _agreement(label: str, agreement: Mapping[str, Any]) -> str:
     probe = agreement["probe"]
-    return (
-        f"{label} gives the adapter’s answer, token by token, "
-        f"on {agreement['identical']} of {agreement['rows']} rows; at {probe['tokens']} response "
-        f"tokens both like the same next token best in {100 * probe['top1_agreement']:.1f} %, and "
-        f"the largest KL divergence is {probe['max_kl']:.1e} nats."
+    return tr(
+        "{way} gives the adapter’s answer, token by token, on {same} of {rows} rows; at {tokens} "
+        "response tokens both like the same next token best in {share} %, and the largest KL "
+        "divergence is {kl} nats.",
+        way=label,
+        same=agreement["identical"],
+        rows=agreement["rows"],
+        tokens=probe["tokens"],
+        share=f"{100 * probe['top1_agreement']:.1f}",
+        kl=f"{probe['max_kl']:.1e}",
     )
 
 
@@ -133,36 +169,44 @@ def speed_statements(summary: Mapping[str, Any], ours: Sequence[str]) -> list[St
     """Decoding speed and memory of each way against the adapter's."""
     ways = summary["ways"]
     return [
-        _speed(SPEEDS[name], name, ways[way], ways[ADAPTER])
+        _speed(name, ways[way], ways[ADAPTER])
         for name in ("tokens_per_second", "batch_tokens_per_second", "peak_memory_bytes")
         for way in ours
         if ADAPTER in ways
     ]
 
 
-def _speed(
-    measure: Measure, name: str, way: Mapping[str, Any], adapter: Mapping[str, Any]
-) -> Statement:
+def _speed(name: str, way: Mapping[str, Any], adapter: Mapping[str, Any]) -> Statement:
     """A ratio of two measurements; only repeated ones whose ranges lie apart make a claim."""
-    ours, theirs = way["speed"][name], adapter["speed"][name]
-    labels = f"{way['label']} against {adapter['label']}"
-    ratio = ours["median"] / theirs["median"]
-    shown = f"{quantity(measure, ours['median'])} against {quantity(measure, theirs['median'])}"
+    measure, ours, theirs = SPEEDS[name], way["speed"][name], adapter["speed"][name]
     apart = ours["low"] > theirs["high"] or ours["high"] < theirs["low"]
-    text = f"{measure.label}, {labels}: {shown}, {ratio:.2f} times as much"
-    if ours["repeats"] < FEWEST_RUNS:
-        return Statement(f"{text} (measured {_times(ours['repeats'])}).", is_claim=False)
-    if not apart:
-        text = f"{measure.label}, {labels}: no difference found"
-        return Statement(f"{text} ({shown}; ranges of {ours['repeats']} overlap).", is_claim=False)
-    return Statement(
-        f"{text} (medians of {ours['repeats']} processes each; the ranges lie apart).",
-        is_claim=True,
+    is_enough = ours["repeats"] >= FEWEST_RUNS
+    if not is_enough:
+        text = (
+            "{measure}, {way} against {adapter}: {ours} against {theirs}, {ratio} times as much "
+            "(measured {repeats} × each, too seldom for a claim)."
+        )
+    elif apart:
+        text = (
+            "{measure}, {way} against {adapter}: {ours} against {theirs}, {ratio} times as much "
+            "(medians of {repeats} processes each; the ranges lie apart)."
+        )
+    else:
+        text = (
+            "{measure}, {way} against {adapter}: no difference found ({ours} against {theirs}; "
+            "ranges of {repeats} overlap)."
+        )
+    said = tr(
+        text,
+        measure=tr(measure.label),
+        way=way_label(way),
+        adapter=way_label(adapter),
+        ours=quantity(measure, ours["median"]),
+        theirs=quantity(measure, theirs["median"]),
+        ratio=f"{ours['median'] / theirs['median']:.2f}",
+        repeats=ours["repeats"],
     )
-
-
-def _times(count: int) -> str:
-    return "once each" if count == 1 else f"{count} times each"
+    return Statement(said, is_claim=is_enough and apart)
 
 
 def cost_statements(summary: Mapping[str, Any]) -> list[Statement]:
@@ -172,87 +216,111 @@ def cost_statements(summary: Mapping[str, Any]) -> list[Statement]:
 
 def _costs(found: Mapping[str, Any]) -> Iterator[Statement]:
     """Steps of one run share its minutes: only several runs can tell method from machine."""
-    ours, theirs = (found[side]["label"] for side in ("ours", "theirs"))
-    at = f"At {found['ours']['rows']} rows"
+    names = {
+        "rows": f"{found['ours']['rows']:,}",
+        "ours": method_label(found["ours"]),
+        "theirs": method_label(found["theirs"]),
+        "runs": tr("{count} runs each", count=len(found["seeds"])),
+    }
     if found["unequal"]:
-        text = f"{at} {ours} and {theirs} are not compared: not equal in their runs are "
-        yield Statement(text + ", ".join(found["unequal"]) + ".", is_claim=False)
-        return
-    runs = "one run each" if len(found["seeds"]) == 1 else f"{len(found['seeds'])} runs each"
-    for name, (what, pairs) in SPEED_UPS.items():
-        if not found[name]:
-            continue
-        speed_up = interval_of(found[name])
-        apart = speed_up.low > 1 + TIMING or speed_up.high < 1 - TIMING
-        is_claim = speed_up.seeds >= FEWEST_RUNS and apart
-        verdict = f"is {speed_up.value:.2f} times as fast with {ours} as with {theirs}"
-        if speed_up.seeds >= FEWEST_RUNS and not is_claim:
-            verdict = f"shows no difference between {ours} and {theirs}: {speed_up.value:.2f} times"
-        count = f"{speed_up.rows} {pairs} of {runs}" if speed_up.rows > 1 else f"{runs}"
-        interval = f"95 % interval {speed_up.low:.2f} to {speed_up.high:.2f}"
-        shown = f"{interval}, {count}" if speed_up.seeds * speed_up.rows > 1 else count
-        yield Statement(f"{at} {what} {verdict} ({shown}).", is_claim)
-    yield _memory(found, f"{at} {ours} peaks at", theirs, runs)
-
-
-def _memory(found: Mapping[str, Any], start: str, theirs: str, runs: str) -> Statement:
-    saved = interval_of(found["memory_saved"])
-    amount = f"{abs(100 * saved.value):.0f} % {'less' if saved.value > 0 else 'more'} memory"
-    if saved.seeds < FEWEST_RUNS:
-        return Statement(f"{start} {amount} than {theirs} ({runs}).", is_claim=False)
-    ends = " to ".join(number(100 * end, 0) for end in (saved.low, saved.high))
-    interval = f"saved: 95 % interval {ends} %, {runs}"
-    if not saved.is_difference:
-        return Statement(
-            f"{start} as much memory as {theirs}, as far as can be told ({interval}).", False
+        text = (
+            "At {rows} rows {ours} and {theirs} are not compared: unequal in their runs are {what}."
         )
-    return Statement(f"{start} {amount} than {theirs} ({interval}).", is_claim=True)
+        yield Statement(tr(text, what=", ".join(found["unequal"]), **names), is_claim=False)
+        return
+    for name, (what, pairs) in SPEED_UPS.items():
+        if found[name]:
+            yield _speed_up(interval_of(found[name]), tr(what), tr(pairs), names)
+    yield _memory(interval_of(found["memory_saved"]), names)
+
+
+def _speed_up(found: Interval, what: str, pairs: str, names: Mapping[str, str]) -> Statement:
+    apart = found.low > 1 + TIMING or found.high < 1 - TIMING
+    is_claim = found.seeds >= FEWEST_RUNS and apart
+    if found.seeds * found.rows == 1:
+        text = (
+            "At {rows} rows {what} is {ratio} times as fast with {ours} as with {theirs} ({runs})."
+        )
+    elif is_claim or found.seeds < FEWEST_RUNS:
+        text = (
+            "At {rows} rows {what} is {ratio} times as fast with {ours} as with {theirs} "
+            "(95 % interval {low} to {high}, {count} {pairs}, {runs})."
+        )
+    else:
+        text = (
+            "At {rows} rows {what} shows no difference between {ours} and {theirs}: {ratio} times "
+            "(95 % interval {low} to {high}, {count} {pairs}, {runs})."
+        )
+    ends = {"ratio": found.value, "low": found.low, "high": found.high}
+    shown = {name: f"{end:.2f}" for name, end in ends.items()}
+    count = found.rows * found.seeds
+    return Statement(tr(text, what=what, pairs=pairs, count=count, **shown, **names), is_claim)
+
+
+def _memory(saved: Interval, names: Mapping[str, str]) -> Statement:
+    is_claim = saved.seeds >= FEWEST_RUNS and saved.is_difference
+    if saved.seeds >= FEWEST_RUNS and not is_claim:
+        text = (
+            "At {rows} rows {ours} peaks at as much memory as {theirs}, as far as can be told "
+            "(saved: {value} %, 95 % interval {low} to {high} %, {runs})."
+        )
+    elif saved.value > 0:
+        text = "At {rows} rows {ours} peaks at {value} % less memory than {theirs} ({rest}{runs})."
+    else:
+        text = "At {rows} rows {ours} peaks at {value} % more memory than {theirs} ({rest}{runs})."
+    low, high = (number(100 * end, 0) for end in (saved.low, saved.high))
+    rest = tr("saved: 95 % interval {low} to {high} %, ", low=low, high=high) if is_claim else ""
+    value = f"{abs(100 * saved.value):.0f}"
+    return Statement(tr(text, value=value, low=low, high=high, rest=rest, **names), is_claim)
 
 
 def loss_statements(summary: Mapping[str, Any]) -> list[Statement]:
     """Held-out quality: methods at every size, then growing sizes, then other settings."""
     return [
-        difference(
-            measure,
-            _on_rows(found["ours"]),
-            _on_rows(found["theirs"]),
-            interval_of(found[name]),
-        )
+        difference(measure, _on_rows(found["ours"]), _on_rows(found["theirs"]), interval)
         for kind in ("methods", "sizes", "settings")
         for found in summary[kind]
         for name, measure in HELD_OUT.items()
         if found[name]
+        for interval in [interval_of(found[name])]
     ]
 
 
 def _on_rows(group: Mapping[str, Any]) -> str:
-    return f"{group['label']} on {group['rows']:,} rows"
+    return tr("{method} on {rows} rows", method=method_label(group), rows=f"{group['rows']:,}")
 
 
 def threats(
     recipe: Mapping[str, Any], rows: int, environment: Mapping[str, Any], *, seeds: int
 ) -> list[str]:
     """Why these numbers may not hold elsewhere, from what this run was."""
-    covered = (
-        "the choice of rows and of seed" if seeds > 1 else "the choice of rows, not that of seed"
+    covers = (
+        "{rows} held-out rows and {seeds} seeds: differences smaller than the intervals cannot be "
+        "seen with them, and the intervals cover the choice of rows and of seed."
+        if seeds > 1
+        else "{rows} held-out rows and one seed: differences smaller than the intervals cannot be "
+        "seen with them, and the intervals cover the choice of rows, not that of seed."
     )
-    found = [
-        f"{rows} held-out rows and {seeds} seed{'s' * (seeds > 1)}: differences smaller than the "
-        f"intervals cannot be seen with them, and the intervals cover {covered}.",
-    ]
+    found = [tr(covers, rows=rows, seeds=seeds)]
     if recipe.get("base_model") == EMBEDDED:
         found.append(
-            "The embedded base has been through 4 bits before (Q4_1), so it already lies near a "
-            "4-bit grid: what nf4 costs it says little about what nf4 costs other models."
+            tr(
+                "The embedded base has been through 4 bits before (Q4_1), so it already lies near "
+                "a 4-bit grid: what nf4 costs it says little about what nf4 costs other models."
+            )
         )
     if str(environment.get("device", "")).startswith("cpu"):
         found.append(
-            "Measured on a CPU: which way is faster, and by how much, can be the other way round "
-            "on a GPU; other programs on the machine disturb the times."
+            tr(
+                "Measured on a CPU: which way is faster, and by how much, can be the other way "
+                "round on a GPU; other programs on the machine disturb the times."
+            )
         )
-    if environment.get("load_average", 0) > BUSY * environment.get("cores", 1):
-        found.append(
-            f"The machine was busy with other work (load average {environment['load_average']} on "
-            f"{environment['cores']} cores): its times are too long, and their ratios unreliable."
+    load, cores = environment.get("load_average", 0), environment.get("cores", 1)
+    if load > BUSY * cores:
+        text = (
+            "The machine was busy with other work (load average {load} on {cores} cores): its "
+            "times are too long, and their ratios unreliable."
         )
+        found.append(tr(text, load=load, cores=cores))
     return found

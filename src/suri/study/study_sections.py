@@ -1,87 +1,130 @@
-"""The report on methods over data sizes, from summary.json."""
+"""Task 2's results: methods over data sizes, from summary.json."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from suri.study.blocks import Block, Figure, Section, Statements, Table, Text, Tile, Tiles
 from suri.study.figures import Bar, Line, Panel, bar_figure, line_figure
-from suri.study.measures import COSTS, MEASURES, METHODS, Measure, method_label
-from suri.study.sections import Figure, Section, Table, Tile, settings_section
+from suri.study.language import tr
+from suri.study.measures import COSTS, MEASURES, Measure, method_label
+from suri.study.sections import (
+    analysis_section,
+    captures_section,
+    code_section,
+    idea_section,
+    settings_section,
+)
 from suri.study.statements import (
+    Statement,
     cost_statements,
     headed,
     loss_statements,
     number,
     quantity,
+    threats,
     with_interval,
 )
 
-TITLE = "LoRA, 8-bit and QLoRA over data sizes"
+TITLE = "Task 2: LoRA, 8-bit and QLoRA over data sizes"
 SERIES = {"none": 1, "nf4": 2, "int8": 3}
 SPEED_UP = Measure("Speed-up", "times", digits=2)
 SAVED = Measure("Memory saved", "%", 100, 1)
+COMPARED = {
+    "speed_up": SPEED_UP,
+    "speed_up_to_adapter": Measure("Command to adapter", "times", digits=2),
+    "memory_saved": SAVED,
+    "loss_difference": MEASURES["loss"],
+    "exact_match_difference": MEASURES["exact_match"],
+}
+DRAWN = {
+    "time": (
+        ("seconds_per_step", "total_seconds"),
+        "Time: a step, without evaluation, and all of a run from its command to its adapter.",
+    ),
+    "memory": (("tokens_per_second", "peak_memory_bytes"), "Throughput and peak memory."),
+}
+Summary = Mapping[str, Any]
+Groups = Sequence[Mapping[str, Any]]
 
 
-def study_sections(summary: dict[str, Any]) -> list[Section]:
-    """All sections, in the order of the page."""
+def study_part(folder: Path, summary: Summary) -> Section:
+    """The whole task, in the order of the handout."""
     finished = [trial for trial in summary["trials"] if trial["status"] == "finished"]
-    sections = [_overview(summary)]
-    if finished:
-        sections += [_cost(summary), _quality(summary), _curves(finished)]
-    return [
-        *sections,
-        _trials(summary["trials"]),
-        Section("What this does not show", points=summary["threats"]),
-        settings_section(summary["recipe"], {"Environment": summary["environment"]}),
-    ]
+    shown = [_cost(summary), _quality(summary), _curves(finished)] if finished else []
+    results = Section(tr("Results"), parts=[_overview(summary), *shown, _trials(summary["trials"])])
+    seeds = len(summary["plan"]["seeds"])
+    dangers = threats(
+        summary["recipe"], summary["held_out_rows"], summary["measured_in"], seeds=seeds
+    )
+    return Section(
+        tr(TITLE),
+        parts=[
+            idea_section("study"),
+            code_section("study"),
+            captures_section(folder),
+            results,
+            analysis_section(study_statements(summary), dangers),
+            settings_section(summary["recipe"], {tr("Environment"): summary["environment"]}),
+        ],
+    )
 
 
-def _overview(summary: dict[str, Any]) -> Section:
+def study_statements(summary: Summary) -> list[Statement]:
+    """Every sentence on the results, in their order."""
+    return [*cost_statements(summary), *loss_statements(summary)]
+
+
+def study_findings(summary: Summary) -> list[Statement]:
+    """The few of them that a summary rests on: those at the largest size."""
+    most = max((group["rows"] for group in summary["groups"]), default=0)
+    largest = dict(summary) | {
+        kind: [found for found in summary[kind] if found["ours"]["rows"] == most]
+        for kind in ("methods", "sizes", "settings")
+    }
+    return study_statements(largest)
+
+
+def _overview(summary: Summary) -> Section:
     plan = summary["plan"]
-    methods = ", ".join(f"{METHODS[name]} ({name})" for name in plan["quantize"])
-    sizes = ", ".join(f"{rows:,}" for rows in plan["rows"])
+    methods = [method_label({"quantize": name, "settings": {}}) for name in plan["quantize"]]
     varied = "".join(
         f"; {name} {', '.join(map(str, values))}" for name, values in plan["vary"].items()
     )
-    text = (
-        f"{methods} on {sizes} training rows with seed {', '.join(map(str, plan['seeds']))}"
-        f"{varied}; all judged on the same {summary['held_out_rows']} held-out rows. Each trial "
-        f"ran in a process of its own, the methods of one size and seed one after the other."
+    text = tr(
+        "{methods} on {sizes} training rows with seeds {seeds}{varied}; all judged on the same "
+        "{rows} held-out rows. Each trial ran in a process of its own, the methods of one size and "
+        "seed one after the other.",
+        methods=", ".join(methods),
+        sizes=", ".join(f"{rows:,}" for rows in plan["rows"]),
+        seeds=", ".join(map(str, plan["seeds"])),
+        varied=varied,
+        rows=summary["held_out_rows"],
     )
     tiles = [tile for found in summary["methods"] for tile in _tiles(found)]
-    equal = Table((), list(summary["equal"].items()), "Held equal for all methods")
-    return Section("At a glance", text, tiles=tiles[:8], tables=[equal])
+    rows = [(tr(name), tr(value)) for name, value in summary["equal"].items()]
+    equal = Table((), rows, tr("Held equal for all methods"))
+    return Section(tr("At a glance"), [Text(text), Tiles(tiles[-8:]), equal])
 
 
-def _tiles(found: dict[str, Any]) -> list[Tile]:
-    at = f"{found['ours']['label']}, {found['ours']['rows']:,} rows"
+def _tiles(found: Summary) -> list[Tile]:
+    at = _named(found["ours"])
     tiles = []
     if found["speed_up"]:
         value = f"{found['speed_up']['value']:.2f}×"
-        tiles.append(Tile(at, value, f"as fast per step as {found['theirs']['label']}"))
+        note = tr("as fast per step as {method}", method=method_label(found["theirs"]))
+        tiles.append(Tile(at, value, note))
     if found["memory_saved"]:
         saved = 100 * found["memory_saved"]["value"]
-        tiles.append(Tile(at, f"{number(saved, 0)} %", "peak memory saved"))
+        tiles.append(Tile(at, f"{number(saved, 0)} %", tr("peak memory saved")))
     return tiles
 
 
-def _cost(summary: dict[str, Any]) -> Section:
+def _cost(summary: Summary) -> Section:
     groups = summary["groups"]
-    panels = {
-        name: Panel(
-            f"{measure.label} ({measure.unit})",
-            [_range_bar(measure, group[name]) for group in groups],
-            measure.digits,
-        )
-        for name, measure in COSTS.items()
-    }
-    drawn = {
-        "time": (("seconds_per_step", "total_seconds"), "Time: a step, without evaluation, and all"
-                 " of a run from its command to its adapter."),
-        "memory": (("tokens_per_second", "peak_memory_bytes"), "Throughput and peak memory."),
-    }  # fmt: skip
     figures = [
-        Figure(name, bar_figure(name, _rows(groups), [panels[one] for one in names]), caption)
-        for name, (names, caption) in drawn.items()
+        Figure(name, bar_figure(name, _rows(groups), _panels(groups, names)), tr(caption))
+        for name, (names, caption) in DRAWN.items()
     ]
     rows = [
         [
@@ -94,80 +137,67 @@ def _cost(summary: dict[str, Any]) -> Section:
         ]
         for group in groups
     ]
-    head = ["Rows", "Method", "Steps", *(measure.label for measure in COSTS.values())]
+    head = [tr(name) for name in ("Rows", "Method", "Steps")]
+    head += [tr(measure.label) for measure in COSTS.values()]
     compared = [found for found in summary["methods"] if found["memory_saved"]]
     return Section(
-        "What it costs",
-        statements=cost_statements(summary),
-        figures=[*figures, *_speed_up_figure(compared)],
-        tables=[Table(head, rows, "Medians over the seeds"), *_speed_ups(compared)],
+        tr("What it costs"),
+        [
+            Statements(cost_statements(summary)),
+            *figures,
+            *_speed_up_figure(compared),
+            Table(head, rows, tr("Medians over the seeds")),
+            *_speed_ups(compared),
+        ],
     )
 
 
-def _speed_up_figure(methods: Sequence[dict[str, Any]]) -> list[Figure]:
+def _panels(groups: Groups, names: Sequence[str]) -> list[Panel]:
+    return [
+        Panel(
+            headed(COSTS[name]),
+            [_bar(COSTS[name], group[name], ("median", "low", "high")) for group in groups],
+            COSTS[name].digits,
+        )
+        for name in names
+    ]
+
+
+def _speed_up_figure(methods: Groups) -> list[Figure]:
     """Speed-up and memory saved, with their intervals."""
     if not methods:
         return []
     panels = [
-        Panel(f"{measure.label} ({measure.unit})", [_interval_bar(measure, found[name]) for found in
-              methods], measure.digits)
+        Panel(
+            headed(measure),
+            [_bar(measure, found[name], ("value", "low", "high")) for found in methods],
+            measure.digits,
+        )
         for name, measure in (("speed_up", SPEED_UP), ("memory_saved", SAVED))
-    ]  # fmt: skip
-    rows = [
-        (f"{found['ours']['rows']:,} rows, {found['ours']['label']}",
-         SERIES[found["ours"]["quantize"]])
-        for found in methods
-    ]  # fmt: skip
-    drawing = bar_figure("speed-up", rows, panels)
-    caption = "Against LoRA of the same rows: times as fast per step, and peak memory saved."
-    return [Figure("speed-up", drawing, caption)]
+    ]
+    rows = [(_named(found["ours"]), SERIES[found["ours"]["quantize"]]) for found in methods]
+    caption = tr("Against LoRA of the same rows: times as fast per step, and peak memory saved.")
+    return [Figure("speed-up", bar_figure("speed-up", rows, panels), caption)]
 
 
-def _speed_ups(methods: Sequence[dict[str, Any]]) -> list[Table]:
-    columns = {
-        "speed_up": SPEED_UP,
-        "speed_up_to_adapter": Measure("Command to adapter", "times", digits=2),
-        "memory_saved": SAVED,
-        "loss_difference": MEASURES["loss"],
-        "exact_match_difference": MEASURES["exact_match"],
-    }
+def _speed_ups(methods: Groups) -> list[Table]:
     rows = [
         [
-            f"{found['ours']['rows']:,}",
-            found["ours"]["label"],
+            *_names(found["ours"]),
             *(
                 with_interval(measure, found[name]) if found[name] else "–"
-                for name, measure in columns.items()
+                for name, measure in COMPARED.items()
             ),
         ]
         for found in methods
     ]
-    head = ("Rows", "Method", *(headed(measure) for measure in columns.values()))
-    caption = "Against LoRA, with 95 % intervals; the last two columns are differences"
+    head = [tr("Rows"), tr("Method"), *(headed(measure) for measure in COMPARED.values())]
+    caption = tr("Against LoRA, with 95 % intervals; the last two columns are differences")
     return [Table(head, rows, caption)] if rows else []
 
 
-def _quality(summary: dict[str, Any]) -> Section:
+def _quality(summary: Summary) -> Section:
     groups = summary["groups"]
-    sizes = sorted({group["rows"] for group in groups})
-    drawn = {
-        "loss": (MEASURES["loss"], "held-out loss"),
-        "exact_match": (MEASURES["exact_match"], "held-out exact match, %"),
-    }
-    figures = []
-    for name, (measure, label) in drawn.items():
-        known = [group for group in groups if group[name]]
-        if not known:
-            continue
-        lines = [
-            _over_sizes(
-                [group for group in known if group["label"] == method], name, measure, sizes
-            )
-            for method in dict.fromkeys(group["label"] for group in known)
-        ]
-        names = [f"{size:,}" for size in sizes]
-        drawing = line_figure(f"sizes-{name}", lines, "training rows", label, x_names=names)
-        figures.append(Figure(f"sizes-{name}", drawing, f"{label.capitalize()}. {BANDS}"))
     rows = [
         [
             *_names(group),
@@ -179,36 +209,47 @@ def _quality(summary: dict[str, Any]) -> Section:
         ]
         for group in groups
     ]
+    head = [tr(name) for name in ("Rows", "Method", "Loss of the base", "Loss", "Exact match, %")]
+    caption = tr("Held-out rows: nats per learned token, right answers, and 95 % intervals")
     return Section(
-        "What it brings",
-        statements=loss_statements(summary),
-        figures=[*figures, _frontier(groups)],
-        tables=[
-            Table(
-                ("Rows", "Method", "Loss of the base", "Loss", "Exact match, %"),
-                rows,
-                "Held-out rows: nats per learned token, right answers, and 95 % intervals",
-            )
+        tr("What it brings"),
+        [
+            Statements(loss_statements(summary)),
+            *_over_sizes(groups, "loss", "held-out loss"),
+            *_over_sizes(groups, "exact_match", "held-out exact match, %"),
+            _frontier(groups),
+            Table(head, rows, caption),
         ],
     )
 
 
-BANDS = (
-    "The bands are 95 % intervals over rows and seeds; the statements rest on the differences row "
-    "by row, which are surer."
-)
+def _over_sizes(groups: Groups, name: str, label: str) -> list[Figure]:
+    """One measure over the sizes, a line and a band for each method."""
+    sizes = sorted({group["rows"] for group in groups})
+    lines = [
+        _line(mine, name, sizes) for mine in _by_method([group for group in groups if group[name]])
+    ]
+    if not lines:
+        return []
+    named = [f"{size:,}" for size in sizes]
+    drawing = line_figure(f"sizes-{name}", lines, tr("training rows"), tr(label), x_names=named)
+    bands = tr(
+        "The bands are 95 % intervals over rows and seeds; the statements rest on the differences "
+        "row by row, which are surer."
+    )
+    return [Figure(f"sizes-{name}", drawing, f"{tr(label).capitalize()}. {bands}")]
 
 
-def _over_sizes(
-    groups: Sequence[dict[str, Any]], name: str, measure: Measure, sizes: Sequence[int]
-) -> Line:
-    """One method's line over the sizes."""
-    ends = {
-        end: [group[name][end] * measure.scale for group in groups]
-        for end in ("value", "low", "high")
-    }
+def _by_method(groups: Groups) -> list[Groups]:
+    labels = dict.fromkeys(method_label(group) for group in groups)
+    return [[group for group in groups if method_label(group) == label] for label in labels]
+
+
+def _line(groups: Groups, name: str, sizes: Sequence[int]) -> Line:
+    scale = MEASURES[name].scale
+    ends = {end: [group[name][end] * scale for group in groups] for end in ("value", "low", "high")}
     return Line(
-        groups[0]["label"],
+        method_label(groups[0]),
         [sizes.index(group["rows"]) for group in groups],
         ends["value"],
         SERIES[groups[0]["quantize"]],
@@ -217,27 +258,26 @@ def _over_sizes(
     )
 
 
-def _frontier(groups: Sequence[dict[str, Any]]) -> Figure:
+def _frontier(groups: Groups) -> Figure:
     """Quality against cost: one point for each method and size."""
-    lines = []
-    for label in dict.fromkeys(group["label"] for group in groups):
-        mine = [group for group in groups if group["label"] == label]
-        lines.append(
-            Line(
-                label,
-                [group["train_seconds"]["median"] for group in mine],
-                [group["loss"]["value"] for group in mine],
-                SERIES[mine[0]["quantize"]],
-            )
+    lines = [
+        Line(
+            method_label(mine[0]),
+            [group["train_seconds"]["median"] for group in mine],
+            [group["loss"]["value"] for group in mine],
+            SERIES[mine[0]["quantize"]],
         )
-    drawing = line_figure("frontier", lines, "seconds of training steps", "held-out loss")
-    return Figure("frontier", drawing, "Quality against cost: lower and further left is better.")
+        for mine in _by_method(groups)
+    ]
+    drawing = line_figure("frontier", lines, tr("seconds of training steps"), tr("held-out loss"))
+    caption = tr("Quality against cost: lower and further left is better.")
+    return Figure("frontier", drawing, caption)
 
 
 def _curves(trials: Sequence[dict[str, Any]]) -> Section:
     """Loss curves of the first seed, one figure for each size."""
     first_seed = min(trial["seed"] for trial in trials)
-    figures = []
+    figures: list[Block] = []
     for rows in sorted({trial["rows"] for trial in trials}):
         lines = [
             line
@@ -246,17 +286,18 @@ def _curves(trials: Sequence[dict[str, Any]]) -> Section:
             for line in _curve(trial)
         ]
         name = f"curve-{rows}"
-        drawing = line_figure(name, lines, "step", "nats per token")
-        figures.append(Figure(name, drawing, f"Loss while training on {rows} rows."))
-    return Section("The training runs", figures=figures)
+        drawing = line_figure(name, lines, tr("step"), tr("nats per token"))
+        caption = tr("Loss while training on {rows} rows.", rows=f"{rows:,}")
+        figures.append(Figure(name, drawing, caption))
+    return Section(tr("The training runs"), figures)
 
 
 def _curve(trial: dict[str, Any]) -> list[Line]:
     label, series = method_label(trial), SERIES[trial["quantize"]]
     (steps, losses), (evaluated, held_out) = trial["curve"]["train"], trial["curve"]["eval"]
     lines = [
-        Line(f"{label}, training", steps, losses, series, faint=True),
-        Line(f"{label}, held out", evaluated, held_out, series),
+        Line(f"{label}, {tr('training')}", steps, losses, series, faint=True),
+        Line(f"{label}, {tr('held out')}", evaluated, held_out, series),
     ]
     return [line for line in lines if line.xs]
 
@@ -267,32 +308,26 @@ def _trials(trials: Sequence[dict[str, Any]]) -> Section:
             f"{trial['rows']:,}",
             method_label(trial),
             str(trial["seed"]),
-            trial["status"],
+            tr(trial["status"]),
             trial["reason"] or trial["name"],
         ]
         for trial in trials
     ]
-    head = ("Rows", "Method", "Seed", "Outcome", "Folder, or why it failed")
-    return Section("All trials", tables=[Table(head, rows)])
+    names = ("Rows", "Method", "Seed", "Outcome", "Folder, or why it failed")
+    return Section(tr("All trials"), [Table([tr(name) for name in names], rows)])
 
 
-def _rows(groups: Sequence[dict[str, Any]]) -> list[tuple[str, int]]:
-    return [
-        (f"{group['rows']:,} rows, {group['label']}", SERIES[group["quantize"]]) for group in groups
-    ]
+def _named(group: Summary) -> str:
+    return tr("{rows} rows, {method}", rows=f"{group['rows']:,}", method=method_label(group))
 
 
-def _names(group: dict[str, Any]) -> tuple[str, str]:
-    return f"{group['rows']:,}", group["label"]
+def _rows(groups: Groups) -> list[tuple[str, int]]:
+    return [(_named(group), SERIES[group["quantize"]]) for group in groups]
 
 
-def _range_bar(measure: Measure, found: Mapping[str, Any] | None) -> Bar | None:
-    return _bar(measure, found, ("median", "low", "high"))
+def _names(group: Summary) -> tuple[str, str]:
+    return f"{group['rows']:,}", method_label(group)
 
 
-def _interval_bar(measure: Measure, found: Mapping[str, Any] | None) -> Bar | None:
-    return _bar(measure, found, ("value", "low", "high"))
-
-
-def _bar(measure: Measure, found: Mapping[str, Any] | None, ends: Sequence[str]) -> Bar | None:
+def _bar(measure: Measure, found: Summary | None, ends: Sequence[str]) -> Bar | None:
     return Bar(*(found[end] * measure.scale for end in ends)) if found else None

@@ -13,7 +13,7 @@ from suri.study.intervals import (
     ratio_interval,
     share_interval,
 )
-from suri.study.measures import COSTS, method_label, spread
+from suri.study.measures import COSTS, spread
 
 Entry = dict[str, Any]
 """One trial."""
@@ -75,7 +75,6 @@ def _group(trials: Sequence[Entry]) -> dict[str, Any]:
         "rows": trials[0]["rows"],
         "quantize": trials[0]["quantize"],
         "settings": trials[0]["settings"],
-        "label": method_label(trials[0]),
         "seeds": [trial["seed"] for trial in trials],
         "steps": trials[0]["steps"],
         "base_loss": median(trial["base_loss"] for trial in trials),
@@ -140,7 +139,6 @@ def _held_against(
     """Quality of ours less theirs, paired by seed and held-out row."""
     names = {
         side: {name: trials[0][name] for name in ("rows", "quantize", "settings")}
-        | {"label": method_label(trials[0])}
         for side, trials in (("ours", ours), ("theirs", theirs))
     }
     ours, theirs = _same_seeds(ours, theirs)

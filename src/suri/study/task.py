@@ -10,8 +10,8 @@ import tomli_w
 from suri.errors import UsageError
 from suri.files import write_text
 from suri.recipe import Recipe, settings_of, with_settings
-from suri.study.compare import WORK, Comparison, compare, open_folder
-from suri.study.forms import Say, ways_of
+from suri.study.compare import Comparison, compare, open_folder
+from suri.study.forms import WORK, Say, ways_of
 from suri.study.plan import refuse_unknown
 from suri.study.process import run_module
 
@@ -64,4 +64,10 @@ def train(recipe: Recipe, terminal: Path, say: Say) -> None:
     say(f"training into {run}")
     asked = terminal.with_name("recipe.toml")
     write_text(asked, tomli_w.dumps(settings_of(replace(recipe, overwrite=True))))
-    run_module("suri", ["train", "--recipe", str(asked)], what="the training", terminal=terminal)
+    run_module(
+        "suri",
+        ["train", "--recipe", str(asked)],
+        what="the training",
+        terminal=terminal,
+        results=terminal.parents[1],
+    )

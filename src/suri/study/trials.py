@@ -16,8 +16,8 @@ from suri.files import append_json_line, holding, make_folder, read_json, write_
 from suri.recipe import settings_of
 from suri.study.plan import DATA, Plan, Trial, trials_of, write_rows
 from suri.study.preflight import common_budget, held_equal, with_budget
-from suri.study.process import busiest, measure, run_module
-from suri.study.report import STUDY, read_lines, write_report
+from suri.study.process import busiest, measure, read_lines, run_module
+from suri.study.report import STUDY, write_report
 from suri.study.statements import threats
 from suri.study.study_summary import summarise_trials
 
@@ -58,7 +58,7 @@ def run_plan(plan: Plan, folder: Path, say: Say, *, only_check: bool = False) ->
         if not any(one["status"] == "finished" for one in found):
             raise SuriError("no trial finished", found=found[-1]["reason"])
         write_json(folder / STUDY, _summary(plan, len(held_out), found, folder) | {"equal": equal})
-        return write_report(folder)
+        return write_report(folder)[0]
 
 
 def run_trial(trial: Trial, folder: Path, say: Say) -> dict[str, Any]:
@@ -73,9 +73,10 @@ def run_trial(trial: Trial, folder: Path, say: Say) -> dict[str, Any]:
         if (run / "result.json").is_file():
             say("  finished already")
         else:
-            _train(trial, place)
+            _train(trial, place, folder)
         if not (place / "judged" / "measured.json").is_file():
-            measure(_spec(trial, run), place / "judged", what=f"evaluating {trial.name}")
+            what = f"evaluating {trial.name}"
+            measure(_spec(trial, run), place / "judged", what=what, results=folder)
     except SuriError as problem:
         _note(folder, trial, started, problem.exit_code)
         if problem.exit_code == Preempted.exit_code:
@@ -93,7 +94,7 @@ def run_trial(trial: Trial, folder: Path, say: Say) -> dict[str, Any]:
     )
 
 
-def _train(trial: Trial, place: Path) -> None:
+def _train(trial: Trial, place: Path, folder: Path) -> None:
     """Start the trial, or let it go on where a saved state is; every attempt has its terminal."""
     run = place / "run"
     number = _attempts(place) + 1
@@ -103,7 +104,11 @@ def _train(trial: Trial, place: Path) -> None:
     if any((run / "checkpoints").glob("step-*")):
         arguments = ["train", "--resume", "True", "--output_dir", str(run)]
     run_module(
-        "suri", arguments, what=f"trial {trial.name}", terminal=place / f"terminal-{number}.txt"
+        "suri",
+        arguments,
+        what=f"trial {trial.name}",
+        terminal=place / f"terminal-{number}.txt",
+        results=folder,
     )
 
 
