@@ -1,6 +1,15 @@
 from xml.etree import ElementTree
 
-from suri.study.figures import PAINTS, Bar, Line, Panel, bar_figure, for_paper, line_figure
+from suri.study.figures import (
+    PAINTS,
+    Bar,
+    Line,
+    Panel,
+    bar_figure,
+    for_paper,
+    heat_figure,
+    line_figure,
+)
 
 ROWS = [("base", 0), ("merged Meta", 3)]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -51,3 +60,15 @@ def test_drawings_take_their_colours_from_the_page_and_clash_in_no_id():
 def test_the_same_numbers_give_the_same_drawing():
     again = [line_figure("x", [Line("a", [0, 1], [1, 2], 1)], "x", "y") for _ in range(2)]
     assert again[0] == again[1]
+
+
+def test_a_heat_map_shows_every_share():
+    shown = texts(heat_figure("agree", ["base", "adapter"], [[1.0, 0.25], [0.25, 1.0]]))
+    assert shown.count("100") == 2
+    assert shown.count("25") == 2
+    assert {"base", "adapter"} <= set(shown)
+
+
+def test_bars_below_zero_stay_inside_the_drawing():
+    svg = bar_figure("saved", ROWS, [Panel("saved (%)", [Bar(-40, -50, -30), Bar(12)])])
+    assert {"-40.0", "12.0"} <= set(texts(svg))

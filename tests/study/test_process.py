@@ -4,18 +4,40 @@ import sys
 import pytest
 
 from results import write_comparison
-from suri.study.process import Failed, run_module
+from suri.study.captures import captures, shortened
+from suri.study.process import RECORD, Failed, read_lines, run_module
 
 
 def run(tmp_path, monkeypatch, text):
     (tmp_path / "program.py").write_text(text)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    run_module("program", ["seven"], what="trial 7", terminal=tmp_path / "kept" / "terminal.txt")
+    terminal = tmp_path / "kept" / "terminal.txt"
+    run_module("program", ["seven"], what="trial 7", terminal=terminal, results=tmp_path)
 
 
 def test_what_a_process_prints_is_kept(tmp_path, monkeypatch):
     run(tmp_path, monkeypatch, "import sys; print(sys.argv[1]); print('loud', file=sys.stderr)")
     assert set((tmp_path / "kept" / "terminal.txt").read_text().split()) == {"seven", "loud"}
+
+
+def test_that_it_ran_is_noted_with_its_command_time_and_exit_code(tmp_path, monkeypatch):
+    with pytest.raises(Failed):
+        run(tmp_path, monkeypatch, f"import sys; print({str(tmp_path)!r}); sys.exit(3)")
+    (noted,) = read_lines(tmp_path / RECORD)
+    assert noted.pop("seconds") >= 0
+    assert noted == {
+        "command": "program seven", "terminal": "kept/terminal.txt", "exit_code": 3
+    }  # fmt: skip
+    (shown,) = captures(tmp_path)
+    assert (shown.command, shown.text, shown.is_open) == ("program seven", ".", True)
+    assert shown.outcome.endswith("exit code 3")
+
+
+def test_long_output_is_cut_in_its_middle_and_says_so():
+    lines = shortened("\n".join(map(str, range(1, 201)))).splitlines()
+    assert (lines[0], lines[-1]) == ("1", "200")
+    assert lines[24] == "… 153 lines left out …"
+    assert len(lines) == 48
 
 
 def test_a_failure_carries_the_message_and_the_exit_code(tmp_path, monkeypatch):

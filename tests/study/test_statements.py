@@ -21,7 +21,7 @@ def test_numbers_keep_their_decimals_and_never_show_as_zero():
     assert number(0.00004, 3) == "4.0e-05"
     assert quantity(EXACT, 0.834) == "83.4 %"
     assert quantity(SPEEDS["peak_memory_bytes"], 1.2345e9) == "1,234 MB"
-    shown = with_interval(EXACT, {"value": 0.5, "low": 0.25, "high": 0.875, "rows": 9})
+    shown = with_interval(EXACT, {"value": 0.5, "low": 0.25, "high": 0.875, "rows": 9, "seeds": 1})
     assert shown == "50.0\n25.0\u00a0to\u00a087.5"
 
 
@@ -75,13 +75,13 @@ def speeds(ours, theirs, repeats):
         return {"speed": dict.fromkeys(SPEEDS, same)}
 
     ways = {"adapter": spread(theirs), "hf": spread(ours)}
-    return {"ways": {name: way | {"label": name} for name, way in ways.items()}}
+    return {"ways": {name: way | {"form": name, "is_main": True} for name, way in ways.items()}}
 
 
 def test_one_timing_claims_nothing_and_says_so():
     found = speed_statements(speeds((20.0,) * 3, (10.0,) * 3, repeats=1), ["hf"])[0]
     assert not found.is_claim
-    assert found.text.endswith("2.00 times as much (measured once each).")
+    assert "2.00 times as much (measured 1 × each, too seldom for a claim)." in found.text
 
 
 def test_repeated_timings_claim_only_what_lies_apart():
@@ -98,8 +98,8 @@ def compared(low, high, seeds=(0, 1, 2), memory=(0.2, 0.3), unequal=()):
     speed_up = {"value": (low + high) / 2, "low": low, "high": high} | count
     saved = {"value": sum(memory) / 2, "low": memory[0], "high": memory[1], "rows": 1}
     found = {
-        "ours": {"label": "QLoRA", "rows": 64},
-        "theirs": {"label": "LoRA", "rows": 64},
+        "ours": {"quantize": "nf4", "settings": {}, "rows": 64},
+        "theirs": {"quantize": "none", "settings": {}, "rows": 64},
         "seeds": list(seeds),
         "speed_up": speed_up,
         "speed_up_to_adapter": None,

@@ -6,7 +6,7 @@ from results import make_comparison, make_entries, make_study, trial
 from suri.study.compare_summary import row_scores, summarise_ways
 from suri.study.forms import ways_of
 from suri.study.intervals import interval_of
-from suri.study.measures import SPEEDS
+from suri.study.measures import SPEEDS, method_label
 from suri.study.statements import cost_statements, loss_statements
 from suri.study.study_summary import summarise_trials
 
@@ -144,12 +144,13 @@ def test_another_setting_is_held_against_the_plans_first():
     rates = [{"learning_rate": 1e-3}, {"learning_rate": 1e-4}]
     trials = [trial(96, method, settings=rate) for rate in rates for method in ("none", "nf4")]
     found = summarise_trials(trials)
-    assert [one["label"] for one in found["groups"]] == [
+    assert [method_label(one) for one in found["groups"]] == [
         "LoRA, learning_rate 0.001", "QLoRA, learning_rate 0.001",
         "LoRA, learning_rate 0.0001", "QLoRA, learning_rate 0.0001",
     ]  # fmt: skip
     assert len(found["methods"]) == 2
-    assert [(one["ours"]["label"], one["theirs"]["label"]) for one in found["settings"]] == [
+    pairs = [(one["ours"], one["theirs"]) for one in found["settings"]]
+    assert [tuple(map(method_label, pair)) for pair in pairs] == [
         ("LoRA, learning_rate 0.0001", "LoRA, learning_rate 0.001"),
         ("QLoRA, learning_rate 0.0001", "QLoRA, learning_rate 0.001"),
     ]

@@ -220,12 +220,12 @@ def _costs(found: Mapping[str, Any]) -> Iterator[Statement]:
         "rows": f"{found['ours']['rows']:,}",
         "ours": method_label(found["ours"]),
         "theirs": method_label(found["theirs"]),
-        "runs": tr("{count} runs each", count=len(found["seeds"])),
+        "runs": tr("{count} runs each", count=len(found["seeds"]))
+        if len(found["seeds"]) > 1
+        else tr("one run each"),
     }
     if found["unequal"]:
-        text = (
-            "At {rows} rows {ours} and {theirs} are not compared: unequal in their runs are {what}."
-        )
+        text = "At {rows} rows {ours} and {theirs} are not compared, their runs differ in: {what}."
         yield Statement(tr(text, what=", ".join(found["unequal"]), **names), is_claim=False)
         return
     for name, (what, pairs) in SPEED_UPS.items():
