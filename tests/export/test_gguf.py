@@ -1,6 +1,7 @@
 """GGUF files as transformers and the gguf package read them, and as our own engine does."""
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -245,6 +246,57 @@ def test_what_llama_cpp_cannot_hold_is_refused(tmp_path, model_type, changes, wh
         write_gguf(base, make_adapter(tmp_path / "adapter", base), tmp_path / "merged")
     assert why in caught.value.found
     assert not (tmp_path / "merged").exists()
+
+
+def test_a_sentencepiece_tokenizer_goes_in_with_its_scores(tmp_path):
+    import sentencepiece
+
+    rows = [f"The river {i} leaves café {i * 7}; {chr(97 + i % 26)} boils." for i in range(300)]
+    (tmp_path / "rows.txt").write_text("\n".join(rows), encoding="utf-8")
+    base = make_base(tmp_path / "base", vocab_size=411)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (base / name).unlink()
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "rows.txt"), model_prefix=str(base / "tokenizer"), vocab_size=400,
+        model_type="bpe", byte_fallback=True, normalization_rule_name="identity",
+        remove_extra_whitespaces=False, minloglevel=2,
+    )  # fmt: skip
+    assert write_gguf(base, make_adapter(tmp_path / "adapter", base), tmp_path / "merged").passed
+    values = GgufFile(tmp_path / "merged" / "model.gguf").values
+    assert values["tokenizer.ggml.model"] == "llama"
+    assert values["tokenizer.ggml.token_type"][:4] == [2, 3, 3, 6]
+    assert len(values["tokenizer.ggml.scores"]) == 411
+    assert min(values["tokenizer.ggml.scores"][:400]) < -100
+    alone = tmp_path / "alone.gguf"
+    (tmp_path / "merged" / "model.gguf").rename(alone)
+    was, now = read_tokenizer(base), read_tokenizer(find_base(str(alone)))
+    for text in ("The river leaves  café. 你好 x", "\n  Sort: b </s>", "Water"):
+        assert now.encode(text) == was.encode(text)
+    assert (now.eos_id, now.bos_id, now.pad_id) == (was.eos_id, was.bos_id, was.pad_id)
+
+
+@pytest.mark.parametrize("pre", ["llama-bpe", "qwen2", "smollm", "gpt-2"])
+def test_the_way_of_cutting_words_comes_back(base, adapter, tmp_path, pre):
+    from tokenizers import Regex, pre_tokenizers
+
+    from suri.model.gguf_names import SPLITS
+
+    own = tmp_path / "base"
+    shutil.copytree(base, own)
+    tokenizer = read_tokenizer(own)
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre not in SPLITS)
+    first = [pre_tokenizers.Digits(individual_digits=True)] if pre == "smollm" else []
+    if pre in SPLITS:
+        first = [pre_tokenizers.Split(Regex(SPLITS[pre]), "isolated")]
+    tokenizer.backend.pre_tokenizer = pre_tokenizers.Sequence([*first, level])
+    tokenizer.save(own)
+    write_gguf(own, adapter, tmp_path / "merged", "float32")
+    alone = tmp_path / "alone.gguf"
+    (tmp_path / "merged" / "model.gguf").rename(alone)
+    assert GgufFile(alone).values["tokenizer.ggml.pre"] == pre
+    was, now = (read_tokenizer(f).backend.pre_tokenizer for f in (own, find_base(str(alone))))
+    for text in ("It's 12345 o'clock,  I'LL go\n\n now", "naïve 你好7"):
+        assert now.pre_tokenize_str(text) == was.pre_tokenize_str(text)
 
 
 @pytest.mark.slow

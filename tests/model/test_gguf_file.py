@@ -18,6 +18,11 @@ from suri.model.gguf_rope import llama3_scaling
 from suri.model.weights import find_base
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SURI_CACHE", str(tmp_path / "cache"))
+
+
 def text(value: str) -> bytes:
     return struct.pack("<Q", len(value)) + value.encode()
 
@@ -114,6 +119,31 @@ def test_another_family_is_refused(tmp_path):
     with pytest.raises(UsageError, match="not a model of the Llama family") as caught:
         find_base(str(tmp_path))
     assert "gemma2" in caught.value.found
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("head_count", 0), ("head_count", 3), ("head_count_kv", 0), ("key_length", 7), ("", 2**31)],
+)
+def test_a_header_that_does_not_fit_its_tensors_is_corrupt(tmp_path, key, value):
+    settings = {"head_count": 4, "head_count_kv": 2, "key_length": 6}
+    settings |= {key: value} if key else {}
+    writer = GGUFWriter(tmp_path / "x.gguf", "llama")
+    for name, number in settings.items():
+        writer.add_uint32(f"llama.attention.{name}", number)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_context_length(64)
+    writer.add_embedding_length(20)
+    writer.add_feed_forward_length(44)
+    writer.add_block_count(1 if key else value)
+    for name, rows in (("token_embd", 9), ("blk.0.attn_q", 24), ("blk.0.attn_k", 12)):
+        writer.add_tensor(f"{name}.weight", np.zeros((rows, 20), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(Corrupt, match="header"):
+        find_base(str(tmp_path / "x.gguf"))
 
 
 def test_which_file_a_folder_means(tmp_path):

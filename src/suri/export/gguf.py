@@ -183,9 +183,10 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary, tokenizer: Tokenizer) -
     writer.add_token_merges(vocabulary.merges)
     writer.add_eos_token_id(tokenizer.eos_id)
     writer.add_pad_token_id(tokenizer.pad_id)
-    bos = tokenizer.backend.token_to_id(tokenizer.names.get("bos_token", ""))
-    if bos is not None:
-        writer.add_bos_token_id(bos)
+    for name, add in (("bos", writer.add_bos_token_id), ("unk", writer.add_unk_token_id)):
+        number = tokenizer.backend.token_to_id(tokenizer.names.get(f"{name}_token", ""))
+        if number is not None:
+            add(number)
     writer.add_add_bos_token(tokenizer.bos_id is not None)
     writer.add_add_eos_token(False)
     if tokenizer.chat_template:

@@ -114,7 +114,23 @@ def read_gguf_config(source: GgufFile) -> ModelConfig:
         )
     except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as problem:
         raise Corrupt(f"{source.path}: its header is incomplete", found=repr(problem)) from None
+    _check_shapes(source, config)
     return _with_scaling(source, config, str(arch))
+
+
+def _check_shapes(source: GgufFile, config: ModelConfig) -> None:
+    """Raise Corrupt where the heads that the header announces are not those of its tensors."""
+    heads = (config.num_heads, config.num_kv_heads)
+    plausible = min(heads) > 0 and heads[0] % heads[1] == 0 and config.head_dim % 2 == 0
+    for number in range(config.num_layers):
+        for part, hf_part in (("attn_q", "q_proj"), ("attn_k", "k_proj")):
+            entry = source.tensors.get(f"blk.{number}.{part}.weight")
+            expected = config.linear_shapes()[f"self_attn.{hf_part}"]
+            if not plausible or entry is None or entry.shape != expected:
+                raise Corrupt(
+                    f"{source.path}: blk.{number}.{part} does not fit its header",
+                    found=f"{entry and entry.shape} where {expected} is needed",
+                )
 
 
 def _with_scaling(source: GgufFile, config: ModelConfig, arch: str) -> ModelConfig:
