@@ -58,6 +58,24 @@ BROKEN = {
     "a type of tensor that is not there": header(
         tensors=1, rest=text("t") + struct.pack("<IQIQ", 1, 2, 999, 0) + bytes(64)
     ),
+    "an alignment of one": header(
+        tensors=1,
+        values=1,
+        rest=text("general.alignment")
+        + struct.pack("<II", 4, 1)
+        + text("t")
+        + struct.pack("<IQIQ", 1, 2, 0, 0)
+        + bytes(64),
+    ),
+    "a list as alignment": header(
+        values=1, rest=text("general.alignment") + struct.pack("<IIQI", 9, 4, 1, 32)
+    ),
+    "a tensor that starts askew": header(
+        tensors=1, rest=text("t") + struct.pack("<IQIQ", 1, 2, 0, 3) + bytes(64)
+    ),
+    "an empty tensor": header(
+        tensors=1, rest=text("t") + struct.pack("<IQIQ", 1, 0, 0, 0) + bytes(64)
+    ),
     "half a block": header(
         tensors=1, rest=text("t") + struct.pack("<IQIQ", 1, 33, 8, 0) + bytes(99)
     ),

@@ -1,6 +1,7 @@
 """A GGUF file as a base: made into a Hugging Face folder in the cache once, then reused."""
 
 import hashlib
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -8,10 +9,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from suri.errors import Corrupt, UsageError
-from suri.files import cache_folder, publishing, write_json
+from suri.errors import Corrupt, SuriError, UsageError
+from suri.files import (
+    cache_folder,
+    disk_errors_explained,
+    need_space,
+    publishing,
+    write_json,
+)
 from suri.model.config import ModelConfig, hf_config_of
-from suri.model.gguf_file import GgufFile
+from suri.model.gguf_file import PLAIN, GgufFile
 from suri.model.gguf_names import ARCHITECTURES, ROPE_FACTORS, from_gguf
 from suri.model.gguf_rope import llama3_scaling
 from suri.model.gguf_vocabulary import write_tokenizer
@@ -59,10 +66,14 @@ def gguf_base(place: Path) -> Path:
     ]
     digest = hashlib.sha256("\n".join(marks).encode()).hexdigest()
     folder = cache_folder() / f"gguf-{file.stem}-{digest[:12]}"
-    if not folder.is_dir():
-        with publishing(folder) as temporary:
-            convert(file, temporary, beside)
-            write_json(temporary / "source.json", {"file": str(file.resolve()), "marks": marks})
+    try:
+        if not folder.is_dir():
+            with disk_errors_explained(folder), publishing(folder) as temporary:
+                convert(file, temporary, beside)
+                write_json(temporary / "source.json", {"file": str(file.resolve()), "marks": marks})
+    except SuriError:
+        if not folder.is_dir():  # else another process was faster
+            raise
     return folder
 
 
@@ -70,6 +81,11 @@ def convert(file: Path, folder: Path, beside: list[Path]) -> None:
     """Write config, weights and tokenizer of a GGUF file as an HF folder; F16 and BF16 stay so."""
     source = GgufFile(file)
     config = read_gguf_config(source)
+    sizes = (
+        each.size if each.kind in PLAIN else 4 * math.prod(each.shape)
+        for each in source.tensors.values()
+    )
+    need_space(folder, sum(sizes), f"reading {file}")
     _write_weights(source, config, folder)
     write_json(folder / "config.json", hf_config_of(config) | special_ids(source))
     for part in beside:
@@ -81,7 +97,7 @@ def convert(file: Path, folder: Path, beside: list[Path]) -> None:
 def read_gguf_config(source: GgufFile) -> ModelConfig:
     """The model's shape from the keys of its architecture; the embedding says the vocabulary's."""
     values, arch = source.values, source.values.get("general.architecture")
-    if arch not in ARCHITECTURES.values() or int(values.get("split.count", 1)) > 1:
+    if arch not in ARCHITECTURES.values() or values.get("split.count", 1) not in (0, 1):
         raise UsageError(
             f"{source.path}: not a model of the Llama family in one file",
             found=f"architecture {arch}, {values.get('split.count', 1)} file(s)",
@@ -112,10 +128,10 @@ def read_gguf_config(source: GgufFile) -> ModelConfig:
             qk_norm="blk.0.attn_q_norm.weight" in source.tensors,
             dtype=str(source.tensor("token_embd.weight").dtype).removeprefix("torch."),
         )
+        _check_shapes(source, config)
+        return _with_scaling(source, config, str(arch))
     except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as problem:
         raise Corrupt(f"{source.path}: its header is incomplete", found=repr(problem)) from None
-    _check_shapes(source, config)
-    return _with_scaling(source, config, str(arch))
 
 
 def _check_shapes(source: GgufFile, config: ModelConfig) -> None:
@@ -157,7 +173,7 @@ def special_ids(source: GgufFile) -> dict[str, int]:
     """bos_token_id, eos_token_id and pad_token_id, those of them that the file names."""
     keys = {"bos": "bos", "eos": "eos", "pad": "padding"}
     found = {n: source.values.get(f"tokenizer.ggml.{k}_token_id") for n, k in keys.items()}
-    return {f"{name}_token_id": int(i) for name, i in found.items() if i is not None}
+    return {f"{name}_token_id": i for name, i in found.items() if isinstance(i, int)}
 
 
 def _hf_tensors(source: GgufFile, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:

@@ -53,7 +53,7 @@ class GgufFile:
             raise UsageError(f"{path}: GGUF of version {version}", do="versions 2 and 3 are read")
         try:
             self.values, self.tensors = _read_header(_Cursor(self._bytes, 8))
-        except (struct.error, ValueError, KeyError, OverflowError) as problem:
+        except (struct.error, ValueError, TypeError, KeyError, OverflowError) as problem:
             raise Corrupt(f"{path} is not a whole GGUF file", found=str(problem)) from None
 
     def tensor(self, name: str) -> Tensor:
@@ -137,14 +137,14 @@ def _read_header(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, Entry]]:
         values[key] = cursor.value(int(cursor.number("I")))
     described = [_tensor_entry(cursor) for _ in range(tensor_count)]
     alignment = int(values.get("general.alignment", 32))
-    if alignment < 1:
+    if alignment < 8 or alignment % 8:
         raise ValueError(f"its alignment is {alignment}")
     start = cursor.place + -cursor.place % alignment
     tensors: dict[str, Entry] = {}
     for name, kind, shape, offset in described:
         size = _stored_bytes(kind, shape)
-        if name in tensors or start + offset + size > len(cursor.content):
-            raise ValueError(f"{name} is there twice, or ends after the file")
+        if name in tensors or offset % alignment or start + offset + size > len(cursor.content):
+            raise ValueError(f"{name} is there twice, starts askew or ends after the file")
         tensors[name] = Entry(kind, shape, start + offset, size)
     return values, tensors
 
@@ -154,6 +154,8 @@ def _tensor_entry(cursor: _Cursor) -> tuple[str, int, tuple[int, ...], int]:
     if not 1 <= dimensions <= MOST_DIMENSIONS:
         raise ValueError(f"{name} has {dimensions} dimensions")
     shape = tuple(int(cursor.number("Q")) for _ in range(dimensions))[::-1]
+    if min(shape) < 1:
+        raise ValueError(f"{name} is empty")
     return name, int(cursor.number("I")), shape, int(cursor.number("Q"))
 
 

@@ -33,7 +33,9 @@ def write_tokenizer(source: GgufFile, folder: Path) -> None:
         else:
             _write_sentencepiece(source, folder)
         write_json(folder / "tokenizer_config.json", _config(source, adds_bos=kind == "llama"))
-    except (KeyError, TypeError, ValueError, IndexError) as problem:
+    except UsageError:
+        raise
+    except Exception as problem:  # tokenizers raises plain Exception
         raise Corrupt(f"{source.path}: its vocabulary is broken", found=repr(problem)) from None
 
 
