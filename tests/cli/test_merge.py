@@ -39,7 +39,7 @@ def folders(tmp_path_factory) -> tuple[Path, Path]:
     return base, run
 
 
-@pytest.mark.parametrize("to", ["hf", "meta"])
+@pytest.mark.parametrize("to", ["hf", "meta", "gguf"])
 def test_the_last_line_says_pass_and_where(folders, tmp_path, monkeypatch, capsys, to):
     monkeypatch.chdir(tmp_path)
     main(["merge", str(folders[1]), "--to", to, "--output-dir=out", "--dtype", "float16"])
@@ -72,7 +72,7 @@ def test_a_broken_folder_has_exit_code_6(folders, tmp_path, capsys):
             ["{run}", "--to", "meta", "--output_dir", "{out}", "--base_model", "{out}/gone"],
             "no such model folder",
         ),
-        (["{run}", "--to", "gguf", "--output_dir", "{out}"], "gguf"),
+        (["{run}", "--to", "onnx", "--output_dir", "{out}"], "onnx"),
         (["{run}", "--to", "hf", "--output_dir", "{run}/base.json/x"], "is a file"),
     ],
 )

@@ -22,8 +22,8 @@ class MergeFlags:
 
     run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
     """Run folder, or any LoRA adapter folder in PEFT's format."""
-    to: Literal["hf", "meta"]
-    """hf: a Hugging Face folder. meta: consolidated.00.pth and params.json."""
+    to: Literal["hf", "meta", "gguf"]
+    """hf: a Hugging Face folder. meta: consolidated.00.pth and params.json. gguf: model.gguf."""
     output_dir: str
     """Folder to write; it must not exist yet."""
     base_model: str = ""
@@ -31,7 +31,7 @@ class MergeFlags:
     merge_base: Literal["dequantized", "original"] = "dequantized"
     """For an adapter trained on nf4: the base as it was in training, or as it was before."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Numbers of the result (auto: the base's own)."""
+    """Numbers of the result (auto: the base's own; for gguf float16)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +45,12 @@ class VerifyFlags:
 def run_merge(args: list[str]) -> None:
     """Parse `suri merge`, write the folder and print its certificate; the last line is PASS."""
     flags = parse(MergeFlags, args, "suri merge")
+    from suri.export.gguf import write_gguf
     from suri.export.hf import write_hf
     from suri.export.meta import write_meta
     from suri.model.weights import find_base
 
-    write = {"hf": write_hf, "meta": write_meta}[flags.to]
+    write = {"hf": write_hf, "meta": write_meta, "gguf": write_gguf}[flags.to]
     out = Path(flags.output_dir.strip())
     with _bar() as report:
         certificate = write(

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from suri.errors import Corrupt, UsageError
 from suri.export.fold import Merge, Report, open_merge, silent
-from suri.export.readers import decoder_logits, read_logits
+from suri.export.readers import decoder_logits, read_logits, read_tensors
 from suri.files import read_json, sha256
 from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE
 from suri.model.load import load_decoder
-from suri.model.weights import open_weights
 
 FILE = "certificate.json"
 ROWS = 64
@@ -94,8 +93,8 @@ class Certificate:
 
 
 def certify(merge: Merge, folder: Path, to: str, report: Report = silent) -> Certificate:
-    """Check the folder just written, as HF (`to` hf) or Meta (meta), against base and adapter."""
-    output = open_weights(folder)
+    """Check the folder just written (`to`: hf, meta or gguf) against base and adapter."""
+    output = read_tensors(folder, to, merge.base)
     report("checking", 0, 4)
     targets = check_targets(merge, output)
     report("checking", 1, 4)
@@ -149,13 +148,13 @@ def check_targets(merge: Merge, output: Mapping[str, Tensor]) -> Check:
 
 
 def check_others(merge: Merge, output: Mapping[str, Tensor], to: str) -> Check:
-    """Every other tensor is the base's, cast: the same names, shapes and bits."""
+    """Every other tensor is the base's, cast (GGUF: vectors in fp32): the same shapes and bits."""
     others = {name: name for name in merge.base if name not in set(_targets(merge))}
     if to == "meta" and merge.base.config.tied_head:
         others["lm_head.weight"] = "model.embed_tokens.weight"
     strange = set(output) - set(merge.base) - set(others)
     wrong = sum(
-        name not in output or not _same_bits(output[name], merge.base[source].to(merge.dtype))
+        name not in output or not _same_bits(output[name], _cast(merge, source, to))
         for name, source in others.items()
     )
     name = f"{len(others)} other tensors: how many are not the base's"
@@ -285,6 +284,11 @@ def _half_spacing(values: Wide, dtype: str) -> Wide:
     exponents = np.maximum(np.frexp(values)[1], smallest)
     half: Wide = np.ldexp(0.5, exponents - digits)
     return half
+
+
+def _cast(merge: Merge, name: str, to: str) -> Tensor:
+    weight = merge.base[name]
+    return weight.float() if to == "gguf" and weight.dim() == 1 else weight.to(merge.dtype)
 
 
 def _same_bits(found: Tensor, expected: Tensor) -> bool:

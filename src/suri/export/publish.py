@@ -76,7 +76,7 @@ def _write_companions(merge: Merge, folder: Path, to: str) -> None:
     data = merge.adapter_folder / "data.json"
     licence = read_json(data).get("licence") if data.is_file() else None
     card = CARD.format(
-        library="transformers" if to == "hf" else "pytorch",
+        library={"hf": "transformers", "gguf": "gguf"}.get(to, "pytorch"),
         base=merge.base.folder.absolute().name,
         adapter=merge.adapter_folder.absolute().name,
         r=merge.adapter.r,

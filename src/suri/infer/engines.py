@@ -16,6 +16,7 @@ from suri.errors import UsageError
 from suri.infer.engine import DecoderEngine, Engine
 from suri.model.adapter import is_adapter, read_adapter
 from suri.model.config import read_config
+from suri.model.gguf_base import gguf_file
 from suri.model.load import choose_device, load_decoder
 from suri.model.storage import IN_USE
 from suri.model.tokenizer import FILE, SENTENCEPIECE, Tokenizer, read_tokenizer
@@ -88,7 +89,7 @@ def open_model(
     device: str = "auto",
     engine: str = "suri",
 ) -> Model:
-    """Open `embedded`, a run or adapter folder, or a model folder in HF's or Meta's format.
+    """Open `embedded`, a run or adapter folder, or a model in HF's, Meta's or GGUF's format.
 
     With `lora_weights`, `model` is the base and that folder the adapter; a run or adapter folder
     alone brings the base it records. `quantize` None stores the base as in the adapter's
@@ -140,14 +141,15 @@ def _places(model: str, lora_weights: str) -> tuple[Path, Path | None]:
         raise UsageError(
             f"{folder} holds neither a model nor an adapter",
             found=", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing",
-            do="give the output_dir of a finished training, or a folder with config.json or "
-            "params.json",
+            do="give the output_dir of a finished training, or a folder with config.json, "
+            "params.json or a GGUF file",
         )
     return find_base(model), None
 
 
 def _is_model(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("config.json", "params.json"))
+    names = ("config.json", "params.json")
+    return any((folder / name).is_file() for name in names) or gguf_file(folder) is not None
 
 
 def _warn_of_other_base(base: Path, recorded: dict[str, Any]) -> None:
@@ -167,7 +169,9 @@ def _label(base: Path, adapter_folder: Path | None, model: str, storage: str) ->
     if adapter_folder:
         name = f"{adapter_folder} on {base.name}"
     else:
-        name = f"{EMBEDDED}: {base.name}" if model.strip() == EMBEDDED else str(base)
+        named = {EMBEDDED: f"{EMBEDDED}: {base.name}"}
+        made = model.strip() if gguf_file(Path(model.strip()).expanduser()) else str(base)
+        name = named.get(model.strip(), made)
     return name if storage == "none" else f"{name}, {storage}"
 
 

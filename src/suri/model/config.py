@@ -173,8 +173,8 @@ def meta_inner_size(dim: int, multiple_of: int, multiplier: float | None) -> int
 def hf_config_of(config: ModelConfig) -> dict[str, Any]:
     """config.json for a model that had none (read from a Meta folder or a GGUF file)."""
     raw: dict[str, Any] = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [f"{config.model_type.capitalize()}ForCausalLM"],
+        "model_type": config.model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.num_layers,

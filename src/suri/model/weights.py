@@ -15,6 +15,7 @@ from suri.files import read_json
 from suri.model.adapter import base_of
 from suri.model.config import read_config
 from suri.model.embedded import embedded_base
+from suri.model.gguf_base import gguf_base, gguf_file
 from suri.model.meta_names import permute, to_hf
 from suri.recipe import EMBEDDED
 
@@ -44,17 +45,22 @@ HUB_FILES = ("*.json", "*.jinja", "tokenizer.model")
 
 
 def find_base(name: str) -> Path:
-    """The folder of a base: `embedded`, a path, or a hub id; spaces around it are ignored."""
+    """The folder of a base: `embedded`, a path, or a hub id; spaces around it are ignored.
+
+    A GGUF file, or a folder with one, gives the folder that was made of it.
+    """
     if name.strip() == EMBEDDED:
         return embedded_base()
     folder = Path(name.strip()).expanduser()
+    if gguf_file(folder):
+        return gguf_base(folder)
     if folder.is_dir():
         return folder
     if HUB_ID.fullmatch(name.strip()):
         return _from_hub(name.strip())
     raise UsageError(
         f"{folder}: no such model folder",
-        do="give a folder with config.json and weights, a hub id, or `embedded`",
+        do="give a folder with config.json and weights, a GGUF file, a hub id, or `embedded`",
     )
 
 
@@ -85,6 +91,8 @@ def recorded_base(adapter_folder: Path) -> Path:
         return Path(path)
     if EMBEDDED in (path, recorded.get("name")):
         return embedded_base()
+    if (name := str(recorded.get("name") or "")) and gguf_file(Path(name).expanduser()):
+        return gguf_base(Path(name).expanduser())
     raise UsageError(
         f"the base of the adapter {adapter_folder} is not here",
         found=f"recorded as {path}" if path else "the adapter names none",

@@ -19,16 +19,17 @@ PAINTS = {
     "c4": ("#0e0000", "#cc79a7"),
     "c5": ("#0f0000", "#b8860b"),
     "c6": ("#100000", "#56a5d9"),
+    "c7": ("#110000", "#6a51a3"),
 }
 """Paint: the colour that stands for it while drawing, and the one it has on paper.
 
-The last seven are told apart with any colour vision (after Okabe and Ito 2008, and a grey); lines
+The last eight are told apart with any colour vision (after Okabe and Ito 2008, and a grey); lines
 differ in marker and dash too, bars stand beside their names.
 """
 INK, LINE = PAINTS["ink"][0], PAINTS["line"][0]
 SERIES = tuple(name for name in PAINTS if name.startswith("c"))
-MARKERS = ("o", "s", "D", "^", "v", "P", "X")
-DASHES = ("-", "--", "-.", ":", "-", "--", "-.")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+DASHES = ("-", "--", "-.", ":", "-", "--", "-.", ":")
 STYLE = {
     "font.family": "sans-serif",
     "font.size": 10,

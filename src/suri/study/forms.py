@@ -8,7 +8,7 @@ from typing import Any
 
 from suri.errors import UsageError
 from suri.files import read_json, sha256
-from suri.study.measures import ADAPTER, BASE, HF, META, WAYS
+from suri.study.measures import ADAPTER, BASE, GGUF, HF, META, WAYS
 from suri.study.process import run_module
 
 Say = Callable[[str], None]
@@ -17,7 +17,7 @@ WORK = "work"
 ENGINES = ("suri", "transformers")
 DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT = (BASE, ADAPTER, HF, META, "int8", "nf4")
-MERGED = {HF: "merged-hf", META: "merged-meta", "hf-original": "merged-hf-original"}
+MERGED = {form: f"merged-{form}" for form in (HF, META, GGUF, "hf-original")}
 ALSO = (ADAPTER, HF, META)
 """The forms that are measured in further engines and number formats."""
 
@@ -44,9 +44,14 @@ class Way:
         return label if self.is_main else f"{label}, {self.engine}, {self.dtype}"
 
     @property
+    def stored(self) -> str:
+        """The number format of its merged file, which for GGUF is what llama.cpp's users have."""
+        return "float16" if self.form == GGUF else self.dtype
+
+    @property
     def model(self) -> str:
         """Which merged folder it needs; "" where none is."""
-        return f"{MERGED[self.form]}-{self.dtype}" if self.form in MERGED else ""
+        return f"{MERGED[self.form]}-{self.stored}" if self.form in MERGED else ""
 
     def quantize(self, trained: str) -> str:
         """How its base is stored, given how that was stored in training."""
@@ -81,8 +86,8 @@ def ways_of(asked: str, engines: str, dtypes: str, trained: str) -> list[Way]:
 
 
 def _runs(form: str, engine: str) -> bool:
-    """Whether an engine reads a form: transformers reads no Meta folder, and has its own int8."""
-    return engine == "suri" or form not in (META, "int8")
+    """Whether an engine runs a form: transformers reads no Meta folder, and has its own int8."""
+    return engine == "suri" or form not in (META, GGUF, "int8")
 
 
 def _names(flag: str, asked: str, known: Sequence[str]) -> list[str]:
@@ -101,16 +106,16 @@ def merged(way: Way, run: Path, folder: Path, given: str, say: Say) -> Path:
     """The folder of a merged model: the one given, one made before, or a new one below `folder`."""
     if given and not is_merge_of(Path(given), run):
         raise UsageError(f"{given} is not a merge of {run}", do="leave it out, and it is made")
-    if given and is_merge_of(Path(given), run, way.dtype):
+    if given and is_merge_of(Path(given), run, way.stored):
         return Path(given)
     out = folder / way.model
-    if is_merge_of(out, run, way.dtype):
+    if is_merge_of(out, run, way.stored):
         say(f"{way.label}: {out} is there already")
         return out
     shutil.rmtree(out, ignore_errors=True)
     say(f"{way.label}: merging into {out}")
     to, _, base = way.form.partition("-")
-    flags = {"--to": to, "--output_dir": str(out), "--dtype": way.dtype}
+    flags = {"--to": to, "--output_dir": str(out), "--dtype": way.stored}
     flags |= {"--merge_base": base} if base else {}
     run_module(
         "suri",
@@ -120,6 +125,10 @@ def merged(way: Way, run: Path, folder: Path, given: str, say: Say) -> Path:
         terminal=folder / WORK / f"merge-{way.name}.txt",
         results=folder,
     )
+    if way.form == GGUF:
+        from suri.model.weights import find_base
+
+        find_base(str(out))  # read into the cache here, which is no part of what loading takes
     return out
 
 

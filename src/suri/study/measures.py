@@ -7,7 +7,7 @@ from typing import Any
 
 from suri.study.language import tr
 
-BASE, ADAPTER, HF, META = "base", "adapter", "hf", "meta"
+BASE, ADAPTER, HF, META, GGUF = "base", "adapter", "hf", "meta", "gguf"
 WAYS = {
     BASE: "base",
     ADAPTER: "adapter",
@@ -15,10 +15,11 @@ WAYS = {
     META: "merged Meta",
     "int8": "adapter on 8-bit",
     "nf4": "adapter on 4-bit",
+    GGUF: "merged GGUF",
     "hf-original": "merged HF, base as given",
 }
-"""Forms of the weights. A run in nf4 is merged with its base as it was in training; the last form
-merges it with the base that this was made from."""
+"""Forms of the weights. GGUF holds them in 16 bits. A run in nf4 is merged with its base as it was
+in training; the last form merges it with the base that this was made from."""
 METHODS = {"none": "LoRA", "int8": "LoRA in int8", "nf4": "QLoRA"}
 
 

@@ -1,0 +1,193 @@
+"""Writing a merge as one GGUF file, the format of llama.cpp, tensor after tensor.
+
+Source: github.com/ggml-org/ggml, docs/gguf.md; what llama.cpp expects of each architecture:
+its convert_hf_to_gguf.py.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from suri.errors import UsageError
+from suri.export.certify import Certificate
+from suri.export.fold import Merge, MergeBaseName, Report, fold, open_merge, silent
+from suri.export.gguf_reader import GGUF_FILE
+from suri.export.gguf_vocabulary import Vocabulary, vocabulary_of
+from suri.export.publish import publish
+from suri.model.config import ModelConfig
+from suri.model.decoder import rotary_frequencies
+from suri.model.gguf_names import ARCHITECTURES, ROPE_FACTORS, to_gguf
+from suri.model.meta_names import unpermute
+from suri.model.tokenizer import Tokenizer
+
+FILE_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 32}
+"""general.file_type (gguf-py, LlamaFileType: all F32, mostly F16, mostly BF16)."""
+
+TENSOR_TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+QUANTIZATION_VERSION = 2
+
+
+def write_gguf(
+    base: Path | None,
+    adapter: Path,
+    out: Path,
+    dtype: str = "auto",
+    *,
+    merge_base: MergeBaseName = "dequantized",
+    report: Report = silent,
+) -> Certificate:
+    """Merge an adapter folder into its base (None: the recorded one) as a new folder `out`.
+
+    It holds model.gguf in `dtype` (auto: float16), norms in fp32, and the tokenizer's files
+    beside it. Raises UsageError for a model or tokenizer that llama.cpp's architectures cannot
+    hold, Corrupt where the certificate fails; then nothing is published.
+    """
+    dtype = "float16" if dtype == "auto" else dtype
+    merge = open_merge(adapter, base, dtype=dtype, merge_base=merge_base)
+    config, tokenizer = merge.base.config, merge.tokenizer
+    if problems := list(_unknown_to_gguf(merge)):
+        raise UsageError(
+            "llama.cpp's architectures cannot hold this model",
+            found="; ".join(problems),
+            do="use --to hf",
+        )
+    vocabulary = vocabulary_of(tokenizer, config.vocab_size) if tokenizer else None
+
+    def write(folder: Path) -> None:
+        _write_file(folder / GGUF_FILE, merge, vocabulary, report)
+
+    return publish(merge, out, "gguf", write, report)
+
+
+def _unknown_to_gguf(merge: Merge) -> Iterator[str]:
+    config = merge.base.config
+    if config.model_type not in ARCHITECTURES:
+        yield f"it is of type {config.model_type}"
+    if config.o_bias or config.mlp_bias or (config.qkv_bias and config.model_type != "qwen2"):
+        yield "its linears have biases"
+    if config.sliding_window is not None:
+        yield f"its attention ends after {config.sliding_window} tokens"
+    if config.head_dim % 2:
+        yield f"its heads are {config.head_dim} wide"
+    if unknown := [name for name in merge.base if to_gguf(name) is None]:
+        yield f"it has the tensor {unknown[0]}"
+
+
+def gguf_tensors(merge: Merge, report: Report = silent) -> Iterator[tuple[str, Tensor]]:
+    """GGUF names with merged tensors; norms and biases in fp32, as llama.cpp computes them.
+
+    Its architecture llama turns neighbours (2i, 2i + 1) of each head, as Meta does, and wants the
+    rows of q and k in that order; qwen2 and qwen3 turn halves, as HF does.
+    """
+    config = merge.base.config
+    heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
+    turned = heads if ARCHITECTURES[config.model_type] == "llama" else {}
+    for done, name in enumerate(merge.base, 1):
+        weight = {name: merge.base[name]}
+        ((_, tensor),) = fold(weight, merge.adapter, _dtype(merge, weight[name].dim()))
+        part = name.split(".")[-2]
+        yield _name(name), unpermute(tensor, turned[part]) if part in turned else tensor
+        report("folding", done, len(merge.base))
+    if (factors := rope_factors(config)) is not None:
+        yield ROPE_FACTORS, factors
+
+
+def rope_factors(config: ModelConfig) -> Tensor | None:
+    """By what Llama 3's scaling divides each frequency, fp32 [head_dim / 2]; None without it."""
+    if config.rope_scaling is None or config.rope_scaling["rope_type"] != "llama3":
+        return None
+    return rotary_frequencies(replace(config, rope_scaling=None)) / rotary_frequencies(config)
+
+
+def _name(name: str) -> str:
+    found = to_gguf(name)
+    assert found is not None  # _unknown_to_gguf has asked for each
+    return found
+
+
+def _dtype(merge: Merge, dimensions: int) -> torch.dtype:
+    return torch.float32 if dimensions == 1 else merge.dtype
+
+
+def _write_file(file: Path, merge: Merge, vocabulary: Vocabulary | None, report: Report) -> None:
+    """Write the header from the shapes alone, then each tensor as it comes."""
+    from gguf import GGMLQuantizationType, GGUFWriter
+
+    config = merge.base.config
+    writer = GGUFWriter(file, ARCHITECTURES[config.model_type])
+    _add_settings(writer, merge)
+    if vocabulary and merge.tokenizer:
+        _add_vocabulary(writer, vocabulary, merge.tokenizer)
+    shapes = {_name(name): merge.base.shape(name) for name in merge.base}
+    if rope_factors(config) is not None:
+        shapes[ROPE_FACTORS] = (config.head_dim // 2,)
+    for name, shape in shapes.items():
+        dtype = _dtype(merge, len(shape))
+        # Numbers of the right width: numpy has no bfloat16, and the type is given beside.
+        proxy = torch.empty(0, dtype=dtype).view(_carrier(dtype)).numpy().dtype
+        kind = GGMLQuantizationType[TENSOR_TYPES[dtype]]
+        count = torch.Size(shape).numel()
+        writer.add_tensor_info(name, shape, proxy, count * dtype.itemsize, raw_dtype=kind)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for _, tensor in gguf_tensors(merge, report):
+            content = tensor.contiguous().view(_carrier(tensor.dtype)).numpy()
+            writer.write_tensor_data(content)
+    finally:
+        writer.close()
+
+
+def _carrier(dtype: torch.dtype) -> torch.dtype:
+    return torch.int16 if dtype.itemsize == 2 else torch.int32
+
+
+def _add_settings(writer: Any, merge: Merge) -> None:
+    from gguf import RopeScalingType
+
+    config = merge.base.config
+    writer.add_name(f"{merge.base.folder.absolute().name} + {merge.adapter_folder.absolute().name}")
+    writer.add_file_type(FILE_TYPES[merge.dtype])
+    writer.add_quantization_version(QUANTIZATION_VERSION)
+    writer.add_block_count(config.num_layers)
+    writer.add_context_length(config.max_positions)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    if config.rope_scaling and config.rope_scaling["rope_type"] == "linear":
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(float(config.rope_scaling["factor"]))
+
+
+def _add_vocabulary(writer: Any, vocabulary: Vocabulary, tokenizer: Tokenizer) -> None:
+    tokens, kinds, scores = zip(*vocabulary.pieces, strict=True)
+    writer.add_tokenizer_model(vocabulary.model)
+    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    if vocabulary.model == "llama":
+        writer.add_token_scores(scores)
+    writer.add_token_merges(vocabulary.merges)
+    writer.add_eos_token_id(tokenizer.eos_id)
+    writer.add_pad_token_id(tokenizer.pad_id)
+    for name, add in (("bos", writer.add_bos_token_id), ("unk", writer.add_unk_token_id)):
+        number = tokenizer.backend.token_to_id(tokenizer.names.get(f"{name}_token", ""))
+        if number is not None:
+            add(number)
+    writer.add_add_bos_token(tokenizer.bos_id is not None)
+    writer.add_add_eos_token(False)
+    if tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.chat_template)

@@ -1,0 +1,108 @@
+"""Reading a written GGUF file back with libraries that did not write it.
+
+Names and types are those of the gguf package, the order of rotary rows is worked out row by row,
+the logits are those of transformers.
+"""
+
+import contextlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from suri.errors import Corrupt
+from suri.model.config import ModelConfig
+
+GGUF_FILE = "model.gguf"
+
+
+class GgufTensors(Mapping[str, Tensor]):
+    """The tensors of model.gguf by HF name, as they are stored; `names` are those to look for.
+
+    What the file holds beside them keeps its GGUF name. Raises Corrupt for a file that the gguf
+    package cannot read.
+    """
+
+    def __init__(self, folder: Path, config: ModelConfig, names: Sequence[str]) -> None:
+        from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFReader, get_tensor_name_map
+
+        try:
+            reader = GGUFReader(str(folder / GGUF_FILE))
+            arch = str(reader.fields["general.architecture"].contents())
+        except (ValueError, KeyError, IndexError) as problem:
+            raise Corrupt(f"{folder / GGUF_FILE} is not read back", found=str(problem)) from None
+        kind = next(a for a in MODEL_ARCH if MODEL_ARCH_NAMES[a] == arch)
+        table = get_tensor_name_map(kind, config.num_layers)
+        expected = {
+            f"{table.get_name(name.rpartition('.')[0])}.{name.rpartition('.')[2]}": name
+            for name in names
+        }
+        self._heads = {}
+        if arch == "llama":
+            self._heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}
+        # Rotary factors show in the logits alone: no HF tensor corresponds to them.
+        self._tensors = {
+            expected.get(tensor.name, tensor.name): tensor
+            for tensor in reader.tensors
+            if tensor.name != "rope_freqs.weight"
+        }
+
+    def __getitem__(self, name: str) -> Tensor:
+        found = self._tensors[name]
+        values = torch.from_numpy(np.array(found.data))
+        if found.tensor_type.name == "BF16":
+            values = values.view(torch.bfloat16)
+        part = found.name.split(".")[-2]
+        if part in self._heads:
+            values = values[rows_of_halves(len(values), self._heads[part])]
+        return values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def rows_of_halves(count: int, heads: int) -> Tensor:
+    """Where each of HF's rows lies in llama.cpp's order, int64 [count].
+
+    Row i of the first half of a head is the first of pair i, row i of the second half its second.
+    """
+    width = count // heads
+    rows = torch.arange(count)
+    head, within = rows // width, rows % width
+    return head * width + within % (width // 2) * 2 + within // (width // 2)
+
+
+@torch.no_grad()
+def transformers_gguf(folder: Path) -> Any:
+    """The model that transformers makes of model.gguf, in fp32.
+
+    It leaves out the width of heads in qwen's files and all rotary scaling: both are set here as
+    llama.cpp takes them from the file.
+    """
+    import transformers
+    from gguf import GGUFReader
+
+    reader = GGUFReader(str(folder / GGUF_FILE))
+    arch = reader.fields["general.architecture"].contents()
+    given: dict[str, Any] = {"gguf_file": GGUF_FILE, "local_files_only": True}
+    config = transformers.AutoConfig.from_pretrained(folder, **given)
+    config.head_dim = int(reader.fields[f"{arch}.attention.key_length"].contents())
+    # Its bar over the tensors of a GGUF file cannot be switched off; it is drawn for nobody.
+    with contextlib.redirect_stderr(io.StringIO()):
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=torch.float32, **given
+        )
+    frequencies = model.model.rotary_emb.inv_freq
+    if scale := reader.get_field(f"{arch}.rope.scaling.factor"):
+        frequencies /= float(scale.contents())
+    for tensor in reader.tensors:
+        if tensor.name == "rope_freqs.weight":
+            frequencies /= torch.from_numpy(np.array(tensor.data))
+    return model

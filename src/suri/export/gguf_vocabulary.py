@@ -1,0 +1,110 @@
+"""A tokenizer as GGUF's keys: byte-level BPE as "gpt2", sentencepiece as "llama".
+
+Source: the vocabulary classes of llama.cpp's convert_hf_to_gguf.py.
+"""
+
+import json
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+from suri.errors import UsageError
+from suri.model.gguf_names import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    SPLITS,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+)  # fmt: skip
+from suri.model.tokenizer import SENTENCEPIECE, Tokenizer
+
+log = logging.getLogger(__name__)
+
+Piece = tuple[str, int, float]
+"""A token, its kind, its score."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What is written of a tokenizer: `pre` is how words are cut, "" where that has no name."""
+
+    model: str
+    pieces: list[Piece]
+    pre: str = ""
+    merges: list[str] = field(default_factory=list)
+
+
+def vocabulary_of(tokenizer: Tokenizer, size: int) -> Vocabulary:
+    """The vocabulary, cut or filled up to `size` tokens, as many as the embedding has rows.
+
+    Raises UsageError for a tokenizer that GGUF's two kinds do not hold.
+    """
+    raw = json.loads(tokenizer.backend.to_str())
+    if (tokenizer.source / SENTENCEPIECE).is_file():
+        return Vocabulary("llama", _filled(_sentencepieces(tokenizer, raw), size), "default")
+    if raw["model"].get("type") != "BPE" or raw["model"].get("byte_fallback"):
+        raise UsageError(
+            "this tokenizer does not go into a GGUF file",
+            found=f"{raw['model'].get('type')} without byte-level words",
+            do=f"put the model's {SENTENCEPIECE} beside its tokenizer.json, if it has one",
+        )
+    pieces = {i: (token, NORMAL, 0.0) for token, i in raw["model"]["vocab"].items()}
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in raw["model"]["merges"]]
+    pre = _pre(raw)
+    if not pre:
+        log.warning("the GGUF file cannot say how this tokenizer cuts words: keep tokenizer.json")
+    return Vocabulary("gpt2", _filled(pieces | _added(raw), size), pre, merges)
+
+
+def _added(raw: dict[str, Any]) -> dict[int, Piece]:
+    return {
+        each["id"]: (each["content"], CONTROL if each["special"] else USER_DEFINED, 0.0)
+        for each in raw["added_tokens"]
+    }
+
+
+def _filled(pieces: dict[int, Piece], size: int) -> list[Piece]:
+    return [pieces.get(i, (f"[PAD{i}]", UNUSED, -1000.0)) for i in range(size)]
+
+
+def _sentencepieces(tokenizer: Tokenizer, raw: dict[str, Any]) -> dict[int, Piece]:
+    """Tokens with the scores that order their merges; what was added later scores lowest."""
+    try:
+        from sentencepiece import SentencePieceProcessor
+    except ImportError:
+        raise UsageError(
+            f"{SENTENCEPIECE} needs the package sentencepiece to be read",
+            do="pip install sentencepiece",
+        ) from None
+    model = SentencePieceProcessor(model_file=str(tokenizer.source / SENTENCEPIECE))
+
+    def kind(i: int) -> int:
+        named = {
+            UNKNOWN: model.is_unknown, CONTROL: model.is_control,
+            UNUSED: model.is_unused, BYTE: model.is_byte,
+        }  # fmt: skip
+        return next((name for name, holds in named.items() if holds(i)), NORMAL)
+
+    pieces = {
+        i: (str(model.id_to_piece(i)), kind(i), float(model.get_score(i)))
+        for i in range(model.vocab_size())
+    }
+    later = {i: (token, kind, -1000.0) for i, (token, kind, _) in _added(raw).items()}
+    return {i: piece for i, piece in later.items() if i not in pieces} | pieces
+
+
+def _pre(raw: dict[str, Any]) -> str:
+    """The name that llama.cpp gives to this way of cutting words; "" for one that is not known."""
+    outer = raw.get("pre_tokenizer") or {}
+    steps = outer.get("pretokenizers", [outer])
+    shape = [step.get("type") for step in steps]
+    if shape == ["ByteLevel"] and steps[0].get("use_regex", True):
+        return "gpt-2"
+    if shape == ["Digits", "ByteLevel"] and steps[0]["individual_digits"]:
+        return "smollm"
+    if shape == ["Split", "ByteLevel"]:
+        pattern = steps[0]["pattern"].get("Regex")
+        return next((name for name, split in SPLITS.items() if split == pattern), "")
+    return ""

@@ -1,0 +1,214 @@
+"""A GGUF file as a base: made into a Hugging Face folder in the cache once, then reused."""
+
+import hashlib
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from suri.errors import Corrupt, SuriError, UsageError
+from suri.files import (
+    cache_folder,
+    disk_errors_explained,
+    need_space,
+    publishing,
+    write_json,
+)
+from suri.model.config import ModelConfig, hf_config_of
+from suri.model.gguf_file import PLAIN, GgufFile
+from suri.model.gguf_names import ARCHITECTURES, ROPE_FACTORS, from_gguf
+from suri.model.gguf_rope import llama3_scaling
+from suri.model.gguf_vocabulary import write_tokenizer
+from suri.model.meta_names import permute
+
+SHARD_BYTES = 10**9
+"""Bytes after which the cached weights go on in another file: so many are held at once."""
+
+BESIDE = ("prompt.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+"""Files of a GGUF's folder that say more exactly what the file itself says."""
+
+
+def gguf_file(place: Path) -> Path | None:
+    """The GGUF file that a path names: itself, or the one in a folder that is no other model.
+
+    Raises UsageError where a folder holds several.
+    """
+    if place.suffix == ".gguf" and place.is_file():
+        return place
+    if not place.is_dir() or any((place / n).is_file() for n in ("config.json", "params.json")):
+        return None
+    files = sorted(place.glob("*.gguf"))
+    if len(files) > 1:
+        raise UsageError(
+            f"{place} holds {len(files)} GGUF files",
+            found=", ".join(file.name for file in files[:8]),
+            do="name one of them; a model in several parts is not read",
+        )
+    return files[0] if files else None
+
+
+def gguf_base(place: Path) -> Path:
+    """The HF folder of a GGUF file, or of a folder with one; made in the cache where it is not yet.
+
+    A folder's own prompt and tokenizer come along; a file named by itself brings what is in it.
+    Raises UsageError for a model that is not of the Llama family, Corrupt for a broken file.
+    """
+    file = gguf_file(place)
+    assert file is not None
+    beside = [place / name for name in BESIDE if place.is_dir() and (place / name).is_file()]
+    # Gigabytes are not hashed at every opening: name, size and time tell a changed file apart.
+    marks = [
+        f"{part.resolve()} {part.stat().st_size} {part.stat().st_mtime_ns}"
+        for part in (file, *beside)
+    ]
+    digest = hashlib.sha256("\n".join(marks).encode()).hexdigest()
+    folder = cache_folder() / f"gguf-{file.stem}-{digest[:12]}"
+    try:
+        if not folder.is_dir():
+            with disk_errors_explained(folder), publishing(folder) as temporary:
+                convert(file, temporary, beside)
+                write_json(temporary / "source.json", {"file": str(file.resolve()), "marks": marks})
+    except SuriError:
+        if not folder.is_dir():  # else another process was faster
+            raise
+    return folder
+
+
+def convert(file: Path, folder: Path, beside: list[Path]) -> None:
+    """Write config, weights and tokenizer of a GGUF file as an HF folder; F16 and BF16 stay so."""
+    source = GgufFile(file)
+    config = read_gguf_config(source)
+    sizes = (
+        each.size if each.kind in PLAIN else 4 * math.prod(each.shape)
+        for each in source.tensors.values()
+    )
+    need_space(folder, sum(sizes), f"reading {file}")
+    _write_weights(source, config, folder)
+    write_json(folder / "config.json", hf_config_of(config) | special_ids(source))
+    for part in beside:
+        shutil.copyfile(part, folder / part.name)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        write_tokenizer(source, folder)
+
+
+def read_gguf_config(source: GgufFile) -> ModelConfig:
+    """The model's shape from the keys of its architecture; the embedding says the vocabulary's."""
+    values, arch = source.values, source.values.get("general.architecture")
+    if arch not in ARCHITECTURES.values() or values.get("split.count", 1) not in (0, 1):
+        raise UsageError(
+            f"{source.path}: not a model of the Llama family in one file",
+            found=f"architecture {arch}, {values.get('split.count', 1)} file(s)",
+            do=f"one of {', '.join(sorted(set(ARCHITECTURES.values())))} is read",
+        )
+    if strange := [n for n in source.tensors if from_gguf(n) is None and n != ROPE_FACTORS]:
+        raise UsageError(f"{source.path}: not a plain {arch} model", found=f"it holds {strange[0]}")
+    try:
+        hidden = int(values[f"{arch}.embedding_length"])
+        heads = int(values[f"{arch}.attention.head_count"])
+        config = ModelConfig(
+            model_type=str(arch),
+            vocab_size=source.tensors["token_embd.weight"].shape[0],
+            hidden_size=hidden,
+            num_layers=int(values[f"{arch}.block_count"]),
+            num_heads=heads,
+            num_kv_heads=int(values.get(f"{arch}.attention.head_count_kv", heads)),
+            head_dim=int(values.get(f"{arch}.attention.key_length", hidden // heads)),
+            intermediate_size=int(values[f"{arch}.feed_forward_length"]),
+            # Stored in fp32: 1e-05 comes back as 9.999999747378752e-06.
+            norm_eps=float(f"{values[f'{arch}.attention.layer_norm_rms_epsilon']:.7g}"),
+            rope_theta=float(values.get(f"{arch}.rope.freq_base", 10000.0)),
+            max_positions=int(values[f"{arch}.context_length"]),
+            tied_head="output.weight" not in source.tensors,
+            qkv_bias="blk.0.attn_q.bias" in source.tensors,
+            o_bias="blk.0.attn_output.bias" in source.tensors,
+            mlp_bias="blk.0.ffn_up.bias" in source.tensors,
+            qk_norm="blk.0.attn_q_norm.weight" in source.tensors,
+            dtype=str(source.tensor("token_embd.weight").dtype).removeprefix("torch."),
+        )
+        _check_shapes(source, config)
+        return _with_scaling(source, config, str(arch))
+    except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as problem:
+        raise Corrupt(f"{source.path}: its header is incomplete", found=repr(problem)) from None
+
+
+def _check_shapes(source: GgufFile, config: ModelConfig) -> None:
+    """Raise Corrupt where the heads that the header announces are not those of its tensors."""
+    heads = (config.num_heads, config.num_kv_heads)
+    plausible = min(heads) > 0 and heads[0] % heads[1] == 0 and config.head_dim % 2 == 0
+    for number in range(config.num_layers):
+        for part, hf_part in (("attn_q", "q_proj"), ("attn_k", "k_proj")):
+            entry = source.tensors.get(f"blk.{number}.{part}.weight")
+            expected = config.linear_shapes()[f"self_attn.{hf_part}"]
+            if not plausible or entry is None or entry.shape != expected:
+                raise Corrupt(
+                    f"{source.path}: blk.{number}.{part} does not fit its header",
+                    found=f"{entry and entry.shape} where {expected} is needed",
+                )
+
+
+def _with_scaling(source: GgufFile, config: ModelConfig, arch: str) -> ModelConfig:
+    """The rotary scaling: linear by its key, Llama 3's by the factors in a tensor."""
+    values = source.values
+    kind, turned = values.get(f"{arch}.rope.scaling.type", "none"), config.head_dim
+    if kind not in ("none", "linear") or values.get(f"{arch}.rope.dimension_count", turned) != (
+        turned
+    ):
+        raise UsageError(
+            f"{source.path}: its heads are turned in a way that is not known here",
+            found=f"scaling {kind}, or fewer numbers of a head turned than its {turned}",
+        )
+    factor = float(values.get(f"{arch}.rope.scaling.factor", 1.0))
+    if kind == "linear" and factor != 1.0:
+        return replace(config, rope_scaling={"rope_type": "linear", "factor": factor})
+    if ROPE_FACTORS in source.tensors:
+        scaling = llama3_scaling(source.tensor(ROPE_FACTORS).tolist(), config, str(source.path))
+        return replace(config, rope_scaling=scaling)
+    return config
+
+
+def special_ids(source: GgufFile) -> dict[str, int]:
+    """bos_token_id, eos_token_id and pad_token_id, those of them that the file names."""
+    keys = {"bos": "bos", "eos": "eos", "pad": "padding"}
+    found = {n: source.values.get(f"tokenizer.ggml.{k}_token_id") for n, k in keys.items()}
+    return {f"{name}_token_id": i for name, i in found.items() if isinstance(i, int)}
+
+
+def _hf_tensors(source: GgufFile, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """HF names with tensors; the llama architecture has Meta's order of rotary rows."""
+    heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
+    for gguf_name in source.tensors:
+        name = from_gguf(gguf_name)
+        if name is None:
+            continue
+        tensor, part = source.tensor(gguf_name), name.split(".")[-2]
+        turned = part in heads and config.model_type == "llama"
+        yield name, permute(tensor, heads[part]) if turned else tensor
+
+
+def _write_weights(source: GgufFile, config: ModelConfig, folder: Path) -> None:
+    """Write safetensors with an index, SHARD_BYTES or one tensor in memory at most."""
+    from safetensors.torch import save_file
+
+    places: dict[str, str] = {}
+    held: dict[str, Tensor] = {}
+
+    def put() -> None:
+        file = f"model-{len(set(places.values())) + 1:05}.safetensors"
+        save_file(held, folder / file, metadata={"format": "pt"})
+        places.update(dict.fromkeys(held, file))
+        held.clear()
+
+    for name, tensor in _hf_tensors(source, config):
+        held[name] = tensor.contiguous()
+        if sum(each.nbytes for each in held.values()) > SHARD_BYTES:
+            put()
+    if held:
+        put()
+    if len(set(places.values())) == 1:
+        (folder / places.popitem()[1]).rename(folder / "model.safetensors")
+    else:
+        index = {"metadata": {}, "weight_map": places}
+        write_json(folder / "model.safetensors.index.json", index)
