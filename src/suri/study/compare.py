@@ -12,6 +12,7 @@ from suri.data.skills import is_correct
 from suri.errors import UsageError
 from suri.files import make_folder, read_json, write_json, write_text
 from suri.recipe import recipe_from_toml, settings_of
+from suri.study.browser import picture_of_chat
 from suri.study.compare_summary import summarise_ways
 from suri.study.forms import WORK, Say, Way, merged, ways_of
 from suri.study.measures import ADAPTER, HF, META
@@ -90,6 +91,8 @@ def compare(comparison: Comparison, say: Say) -> Path:
     if (run / "metrics.jsonl").is_file():
         shutil.copyfile(run / "metrics.jsonl", folder / TRAINING)
     write_json(folder / COMPARE, _summary(comparison, ways, models, measured, entries))
+    if missing := picture_of_chat(run, records[0], folder):
+        say(f"no picture of the chat page: {missing}")
     return write_report(folder)[0]
 
 
