@@ -102,14 +102,16 @@ class Code:
 
 @dataclass(frozen=True)
 class Capture:
-    """What a process printed, or a page showed, while it ran: text, or a picture's file.
+    """What a process printed while it ran, drawn as its terminal, or a picture of a page.
 
-    Those that are not open are folded away on a page, and left out on paper.
+    Those that are not open are folded away on a page, as text, and left out on paper.
     """
 
     command: str
     outcome: str
     text: str = ""
+    name: str = ""
+    svg: str = ""
     picture: Path | None = None
     caption: str = ""
     is_open: bool = True

@@ -1,8 +1,13 @@
 """What a study's or comparison's processes printed while they ran, as captures for its report."""
 
+import hashlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.text import Text
 
 from suri.study.blocks import Capture
 from suri.study.language import tr
@@ -10,6 +15,18 @@ from suri.study.process import RECORD, read_lines
 
 MOST_LINES = 48
 """Longer output is cut in its middle, and says so."""
+COLUMNS = 100
+WINDOW = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">
+<style>.{unique_id}-matrix {{ font-family: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono",
+monospace; font-size: {char_height}px; line-height: {line_height}px; }}
+.{unique_id}-title {{ font-family: sans-serif; font-size: 18px; }}
+{styles}</style>
+<defs><clipPath id="{unique_id}-clip-terminal"><rect x="0" y="0" width="{terminal_width}"
+height="{terminal_height}"/></clipPath>{lines}</defs>
+{chrome}
+<g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
+{backgrounds}<g class="{unique_id}-matrix">{matrix}</g></g></svg>"""
+"""rich's drawing of a terminal, without the font that its own asks the internet for."""
 
 
 def captures(folder: Path) -> list[Capture]:
@@ -32,9 +49,20 @@ def captures(folder: Path) -> list[Capture]:
 
 def _capture(folder: Path, entry: Mapping[str, Any], is_open: bool) -> Capture:
     text = (folder / entry["terminal"]).read_text(encoding="utf-8", errors="replace")
-    text = text.replace(str(folder.absolute()), ".")
+    text = shortened(text.replace(str(folder.absolute()), "."))
     outcome = tr("{seconds} s, exit code {code}", seconds=entry["seconds"], code=entry["exit_code"])
-    return Capture(entry["command"], outcome, shortened(text), is_open=is_open)
+    name = f"terminal-{Path(entry['terminal']).with_suffix('').as_posix().replace('/', '-')}"
+    svg = terminal(f"$ {entry['command']}", text, name) if is_open else ""
+    return Capture(entry["command"], outcome, text, name=name, svg=svg, is_open=is_open)
+
+
+def terminal(command: str, text: str, name: str) -> str:
+    """A terminal of COLUMNS characters with a command and what it printed, as SVG."""
+    screen = Console(record=True, width=COLUMNS, file=io.StringIO(), highlight=False)
+    screen.print(Text(command, style="bold"), soft_wrap=False)
+    screen.print(Text(text), soft_wrap=False)
+    unique = "t" + hashlib.sha256(name.encode()).hexdigest()[:10]
+    return screen.export_svg(title="", code_format=WINDOW, unique_id=unique)
 
 
 def shortened(text: str) -> str:

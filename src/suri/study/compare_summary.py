@@ -103,7 +103,8 @@ def _difference(entries: Sequence[Entry], measure: str, ours: str, theirs: str) 
     if not our or not their:
         return None
     weights = [weight for _, weight in our]
-    return difference_interval([x for x, _ in our], [x for x, _ in their], weights)
+    most = math.inf if measure == "loss" else 1.0
+    return difference_interval([x for x, _ in our], [x for x, _ in their], weights, most=most)
 
 
 def _agreement(entries: Sequence[Entry], way: str, probe: dict[str, Any] | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -75,10 +75,14 @@ def mean_interval(
 
 
 def difference_interval(
-    ours: Values, theirs: Values, weights: Sequence[float] | None = None
+    ours: Values, theirs: Values, weights: Sequence[float] | None = None, *, most: float = math.inf
 ) -> Interval:
-    """`ours` less `theirs`, paired by row and seed: see `mean_interval`."""
-    return mean_interval(np.subtract(ours, theirs).tolist(), weights)
+    """`ours` less `theirs`, paired by row and seed: see `mean_interval`.
+
+    `most`: what no difference can exceed, 1 for shares.
+    """
+    found = mean_interval(np.subtract(ours, theirs).tolist(), weights)
+    return replace(found, low=max(found.low, -most), high=min(found.high, most))
 
 
 def ratio_interval(ours: Values, theirs: Values) -> Interval:

@@ -156,10 +156,8 @@ class _Writer:
             self.out.add_picture(str(block.picture), width=_cm(WIDTH_CM))
             self._caption("Figure", block.caption)
         elif block.is_open:
-            paragraph = self.out.add_paragraph()
-            paragraph.add_run(f"$ {block.command}").bold = True
-            paragraph.add_run(f"  {block.outcome}")
-            self._monospaced(block.text)
+            self.out.add_picture(io.BytesIO(png_of(block.svg)), width=_cm(WIDTH_CM))
+            self._caption("Figure", f"$ {block.command} – {block.outcome}")
 
     def _field(self, block: Field) -> None:
         self.out.add_paragraph(f"{block.label}: {'_' * 24}" if block.lines == 1 else block.label)

@@ -38,7 +38,7 @@ def _plain(value: Any, folder: Path) -> Any:
     """Blocks as dictionaries that name their kind; drawings and pictures as files of the folder."""
     if is_dataclass(value):
         found = {item.name: _plain(getattr(value, item.name), folder) for item in fields(value)}
-        if "svg" in found:
+        if found.get("svg"):
             file = f"{found['name']}.svg"
             (folder / file).write_text(for_paper(found["svg"]), encoding="utf-8")
             found["svg"] = file

@@ -159,7 +159,7 @@ def _held_against(
         return found
     (our, weights), (their, _) = losses_by_row(ours), losses_by_row(theirs)
     right, others = _right(ours), _right(theirs)
-    exact = difference_interval(right, others) if right and others else None
+    exact = difference_interval(right, others, most=1) if right and others else None
     return found | {
         "loss_difference": asdict(difference_interval(our, their, weights)),
         "exact_match_difference": _as_json(exact),
