@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from suri.cli.demo import steps
+from suri.study.measures import way_label
 
 RESULTS = Path(__file__).parent / "results"
 QUALITY = ("exact_match", "rouge_l", "loss", "stop_rate")
@@ -34,7 +35,7 @@ def collect(folder: Path, seconds: dict[str, float]) -> dict[str, Any]:
     compared = json.loads((folder / "compare" / "compare.json").read_text(encoding="utf-8"))
     ways = {
         name: {
-            "label": way["label"],
+            "label": way_label(way),
             "quality": {key: way["quality"][key] for key in QUALITY if key in way["quality"]},
             "speed": {key: way["speed"][key]["median"] for key in SPEED},
             "agreement": way["agreement"],

@@ -81,7 +81,8 @@ def _speaker() -> Any:
     console = Console(highlight=False)
 
     def say(text: str) -> None:
-        console.print(f"[dim]{time.perf_counter() - started:6.0f} s[/]  {escape(text)}")
+        seconds = f"{time.perf_counter() - started:6.0f} s"
+        console.print(f"[dim]{seconds}[/]  {escape(text)}", soft_wrap=True)
 
     return say
 

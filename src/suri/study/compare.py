@@ -16,6 +16,7 @@ from suri.study.browser import picture_of_chat
 from suri.study.compare_summary import summarise_ways
 from suri.study.forms import WORK, Say, Way, merged, ways_of
 from suri.study.measures import ADAPTER, HF, META
+from suri.study.plan import what_it_is
 from suri.study.process import busiest, measure
 from suri.study.report import ANSWERS, COMPARE, TRAINING, write_report
 from suri.study.scores import bleu, chrf, rouge_l
@@ -215,12 +216,12 @@ def _summary(
     entries: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
     certificates = {way: read_json(folder / "certificate.json") for way, folder in models.items()}
-    recipe = settings_of(recipe_from_toml(comparison.run / "recipe.toml"))
+    recipe = what_it_is(settings_of(recipe_from_toml(comparison.run / "recipe.toml")))
     place = busiest(one["environment"] for found in measured.values() for one in found)
     settings = ("prompts", "max_new_tokens", "data_path", "engines", "dtypes", "repeats")
     return {
         "kind": "compare",
-        "run": str(comparison.run),
+        "run": comparison.run.name,
         "rows": len(entries),
         "settings": {name: getattr(comparison, name) for name in settings},
         "recipe": recipe,

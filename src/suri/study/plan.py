@@ -28,6 +28,8 @@ FIXED = (
 )  # fmt: skip
 """Settings that a study does not vary: trials of unequal micro-batches, machines or rows say
 nothing about methods, and the rest says nothing about learning."""
+WHERE = ("output_dir", "overwrite", "resume", "resume_from_checkpoint", "wandb_run_name")
+"""Settings that say where a run lies and not what it is."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,11 @@ def _is_list_of(values: Any, kind: Any, least: int) -> bool:
     if kind is int:
         return all(type(value) is int and value >= least for value in values)
     return all(value in kind for value in values)
+
+
+def what_it_is(settings: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's settings without those that only say where its run lies."""
+    return {name: value for name, value in settings.items() if name not in WHERE}
 
 
 def write_rows(plan: Plan, folder: Path) -> list[Record]:

@@ -10,13 +10,12 @@ from typing import Any
 from suri.errors import SuriError, UsageError
 from suri.files import read_json
 from suri.recipe import Recipe, settings_of
+from suri.study.plan import WHERE
 from suri.study.process import read_lines
 
 DEEPEST = 6
 INSIDE = ("checkpoints", "best", "work")
 """Folders of a run or a comparison that hold no run."""
-ITS_OWN = ("output_dir", "overwrite", "resume", "resume_from_checkpoint", "wandb_run_name")
-"""Settings that say where a run lies and not what it is."""
 
 
 @dataclass(frozen=True)
@@ -116,5 +115,5 @@ def differing(one: RunEntry, other: RunEntry) -> list[tuple[str, Any, Any]]:
     return [
         (name, one.settings.get(name), other.settings.get(name))
         for name in names
-        if name not in ITS_OWN and one.settings.get(name) != other.settings.get(name)
+        if name not in WHERE and one.settings.get(name) != other.settings.get(name)
     ]

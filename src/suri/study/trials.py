@@ -14,7 +14,7 @@ from suri.data.skills import is_correct
 from suri.errors import Preempted, SuriError, UsageError
 from suri.files import append_json_line, holding, make_folder, read_json, write_json, write_text
 from suri.recipe import settings_of
-from suri.study.plan import DATA, Plan, Trial, trials_of, write_rows
+from suri.study.plan import DATA, Plan, Trial, trials_of, what_it_is, write_rows
 from suri.study.preflight import common_budget, held_equal, with_budget
 from suri.study.process import busiest, measure, read_lines, run_module
 from suri.study.report import STUDY, write_report
@@ -191,7 +191,8 @@ def _summary(
 ) -> dict[str, Any]:
     finished = [one for one in found if one["status"] == "finished"]
     run = folder / "trials" / finished[0]["name"] / "run"
-    recipe, place = settings_of(plan.recipe), busiest(one["measured_in"] for one in finished)
+    recipe = what_it_is(settings_of(plan.recipe))
+    place = busiest(one["measured_in"] for one in finished)
     asked = asdict(plan)
     del asked["recipe"]
     return {
