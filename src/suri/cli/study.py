@@ -17,7 +17,7 @@ from suri.study.compare import Comparison, compare
 from suri.study.measures import MEASURES, SPEEDS, Measure, method_label, way_label
 from suri.study.plan import read_plan
 from suri.study.report import COMPARE, STUDY, write_report
-from suri.study.statements import headed, number
+from suri.study.statements import number
 from suri.study.task import compare_plan
 from suri.study.trials import run_plan
 
@@ -102,20 +102,23 @@ def _finish(*reports: Path, folder: Path | None = None) -> None:
 
 
 def _ways_table(summary: dict[str, Any]) -> Table:
-    table = Table(title=f"{summary['rows']} held-out rows", title_justify="left")
+    table = Table(title=f"{summary['rows']} held-out rows", title_justify="left", box=None)
     table.add_column("", no_wrap=True)
-    measures = [name for name in ("exact_match", "rouge_l", "loss") if _has(summary, name)]
-    speeds = ("tokens_per_second", "peak_memory_bytes")
-    for measure in [MEASURES[name] for name in measures] + [SPEEDS[name] for name in speeds]:
-        table.add_column(headed(measure), justify="right")
-    table.add_column("Same as adapter", justify="right")
+    for column in ("Exact, %", "Loss", "Tokens/s", "MB", "= adapter"):
+        table.add_column(column, justify="right", no_wrap=True)
     for way in summary["ways"].values():
-        same = way["agreement"]
+        same, quality, speed = way["agreement"], way["quality"], way["speed"]
         table.add_row(
             way_label(way),
-            *(_cell(MEASURES[name], way["quality"][name]["value"]) for name in measures),
-            *(_cell(SPEEDS[name], way["speed"][name]["median"]) for name in speeds),
-            f"{same['identical']} of {same['rows']}" if same else "–",
+            *(
+                _cell(MEASURES[name], quality[name]["value"]) if name in quality else "–"
+                for name in ("exact_match", "loss")
+            ),
+            *(
+                _cell(SPEEDS[name], speed[name]["median"])
+                for name in ("tokens_per_second", "peak_memory_bytes")
+            ),
+            f"{same['identical']}/{same['rows']}" if same else "–",
         )
     return table
 
@@ -124,12 +127,8 @@ def _cell(measure: Measure, value: float) -> str:
     return number(value * measure.scale, measure.digits)
 
 
-def _has(summary: dict[str, Any], measure: str) -> bool:
-    return all(measure in way["quality"] for way in summary["ways"].values())
-
-
 def _groups_table(summary: dict[str, Any]) -> Table:
-    table = Table(title=f"{summary['held_out_rows']} held-out rows", title_justify="left")
+    table = Table(title=f"{summary['held_out_rows']} held-out rows", title_justify="left", box=None)
     columns = ("Rows", "Method", "Step, s", "Faster", "Peak, MB", "Base loss", "Loss", "Exact, %")
     for column in columns:
         table.add_column(column, justify="left" if column == "Method" else "right")

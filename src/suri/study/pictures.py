@@ -7,7 +7,7 @@ from typing import Any
 from suri.errors import UsageError
 from suri.study.figures import for_paper
 
-PIXELS_PER_INCH = 200
+PIXELS_PER_INCH = 130
 CHINESE_FONTS = (
     "Noto Sans CJK SC", "Noto Serif CJK SC", "Source Han Sans SC", "Source Han Serif SC",
     "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Microsoft YaHei", "SimSun", "SimHei",
