@@ -35,7 +35,7 @@ def captures(folder: Path) -> list[Capture]:
         entry for entry in read_lines(folder / RECORD) if (folder / entry["terminal"]).is_file()
     ]
     # The first of every kind of command, and whatever failed.
-    verbs = [entry["command"].split()[:2] for entry in recorded]
+    verbs = [_verb(entry["command"].split()) for entry in recorded]
     texts = [
         _capture(folder, entry, verbs.index(verbs[place]) == place or entry["exit_code"] != 0)
         for place, entry in enumerate(recorded)
@@ -45,6 +45,11 @@ def captures(folder: Path) -> list[Capture]:
         Capture("", "", picture=path, caption=tr("Screenshot: {name}", name=path.stem))
         for path in pictures
     ]
+
+
+def _verb(words: list[str]) -> list[str]:
+    """The program, and of `suri` the verb: what tells one kind of process from another."""
+    return words[:2] if words[0] == "suri" else words[:1]
 
 
 def _capture(folder: Path, entry: Mapping[str, Any], is_open: bool) -> Capture:

@@ -71,7 +71,7 @@ def compare_part(folder: Path, summary: Summary, entries: Lines, training: Lines
             code_section("compare"),
             captures_section(folder),
             results,
-            analysis_section(compare_statements(summary), dangers),
+            analysis_section(compare_findings(summary), compare_statements(summary), dangers),
             settings_section(summary["recipe"], _environments(summary)),
         ],
     )

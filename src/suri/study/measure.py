@@ -1,5 +1,6 @@
 """Measure one way of running a model, in a process of its own: `measure SPEC.json OUT.json`."""
 
+import logging
 import os
 import sys
 import time
@@ -209,9 +210,17 @@ def _environment(device: str) -> dict[str, Any]:
 
 def main(spec_path: str, out_path: str) -> int:
     """Read the spec, measure, write what was measured; a user's mistake is printed."""
+    # It warns of an optional kernel collection that is not used here.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         spec = Spec(**read_json(Path(spec_path)))
-        write_json(Path(out_path), measure(spec))
+        found = measure(spec)
+        write_json(Path(out_path), found)
+        for name, value in found.get("speed", {}).items():
+            print(f"{name}: {value:,.4g}")
+        for part in ("answers", "losses"):
+            if part in found:
+                print(f"{part}: {len(found[part])} rows")
     except SuriError as problem:
         print("\n".join(problem.lines()), file=sys.stderr)
         return problem.exit_code

@@ -79,9 +79,11 @@ def captures_section(folder: Path) -> Section:
     return Section(tr("Runs and explanation"), [Text(intro), *shown])
 
 
-def analysis_section(statements: Sequence[Statement], threats: Sequence[str]) -> Section:
-    """What can be said, what could not be decided, and why it may not hold elsewhere."""
-    claims = [one for one in statements if one.is_claim]
+def analysis_section(
+    findings: Sequence[Statement], statements: Sequence[Statement], threats: Sequence[str]
+) -> Section:
+    """What can be said in the main, what could not be decided, why it may not hold elsewhere."""
+    claims = [one for one in findings if one.is_claim]
     others = [one for one in statements if not one.is_claim]
     blocks: list[Block] = []
     if claims:

@@ -64,7 +64,7 @@ def study_part(folder: Path, summary: Summary) -> Section:
             code_section("study"),
             captures_section(folder),
             results,
-            analysis_section(study_statements(summary), dangers),
+            analysis_section(study_findings(summary), study_statements(summary), dangers),
             settings_section(summary["recipe"], {tr("Environment"): summary["environment"]}),
         ],
     )
