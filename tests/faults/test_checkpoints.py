@@ -143,9 +143,8 @@ def soak(mine, whole, cycles, seed):
         states = checkpoints(folder)
         if not states:
             shutil.rmtree(folder, ignore_errors=True)
-        pid = start(
-            lambda: train(going_on(folder) if states else mine, lambda *_: None, lambda *_: [])
-        )
+        recipe = going_on(folder) if states else mine
+        pid = start(partial(train, recipe, lambda *_: None, lambda *_: []))
         code = kill_after(pid, chance.uniform(0.05, 1.2))
         assert code in (0, -9)
         if code == 0:
