@@ -130,7 +130,7 @@ def _has(summary: dict[str, Any], measure: str) -> bool:
 
 def _groups_table(summary: dict[str, Any]) -> Table:
     table = Table(title=f"{summary['held_out_rows']} held-out rows", title_justify="left")
-    columns = ("Rows", "Method", "Step, s", "Peak, MB", "Base loss", "Loss", "Exact, %", "Speed-up")
+    columns = ("Rows", "Method", "Step, s", "Faster", "Peak, MB", "Base loss", "Loss", "Exact, %")
     for column in columns:
         table.add_column(column, justify="left" if column == "Method" else "right")
     speed_ups = {
@@ -144,11 +144,11 @@ def _groups_table(summary: dict[str, Any]) -> Table:
             f"{group['rows']:,}",
             method_label(group),
             number(group["seconds_per_step"]["median"], 2),
+            f"{number(speed_up['value'], 2)}×" if speed_up else "",
             _cell(SPEEDS["peak_memory_bytes"], group["peak_memory_bytes"]["median"]),
             number(group["base_loss"], 3),
             number(group["loss"]["value"], 3),
             _cell(MEASURES["exact_match"], exact["value"]) if exact else "–",
-            f"{number(speed_up['value'], 2)}×" if speed_up else "",
         )
     failed = sum(trial["status"] == "failed" for trial in summary["trials"])
     table.caption = f"{failed} trials failed; the report says why" if failed else None

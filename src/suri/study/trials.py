@@ -56,9 +56,11 @@ def run_plan(plan: Plan, folder: Path, say: Say, *, only_check: bool = False) ->
         for number, trial in enumerate(trials, start=1):
             say(f"trial {number} of {len(trials)}: {trial.name}")
             found.append(run_trial(trial, folder, say))
+            if any(one["status"] == "finished" for one in found):  # a study that is cut has this
+                summary = _summary(plan, len(held_out), found, folder)
+                write_json(folder / STUDY, summary | {"equal": equal})
         if not any(one["status"] == "finished" for one in found):
             raise SuriError("no trial finished", found=found[-1]["reason"])
-        write_json(folder / STUDY, _summary(plan, len(held_out), found, folder) | {"equal": equal})
         return write_report(folder)[0]
 
 
