@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from children import kill_after, run, start
+from children import kill_after, mine, recipe, rows, run, start, whole
 
 from suri.errors import UsageError
 from suri.model.adapter import WEIGHTS_FILE

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from children import run, start, wait
+from children import mine, recipe, rows, run, start, wait
 from safetensors.torch import load_file, save_file
 
 from suri.data.records import Record, write_records
