@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ def claiming(folder: Path) -> Iterator[None]:
     process leaves that behind; the lock itself goes with it, so the next one takes it over. Only a
     folder that another machine left so is refused, because locks do not reach over every network.
     """
+    is_new = not folder.exists()
     make_folder(folder)
     try:
         import fcntl
@@ -77,6 +79,8 @@ def claiming(folder: Path) -> Iterator[None]:
             yield
         finally:
             stream.truncate(0)
+            if is_new and [path.name for path in folder.iterdir()] == [LOCK]:
+                shutil.rmtree(folder)  # nothing came of it
 
 
 def _boot() -> str:

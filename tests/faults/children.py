@@ -5,7 +5,9 @@ Real processes, real kills.
 
 import os
 import signal
+import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +19,11 @@ from suri.data.records import Record, write_records
 from suri.errors import SuriError
 from suri.recipe import Recipe
 from suri.train.run import train
+
+
+def no_answers(decoder, prompts, eos_id, tokens):
+    """No sample answers: they cost time and decide nothing."""
+    return [[] for _ in prompts]
 
 
 def start(work: Callable[[], object], fault: str = "") -> int:
@@ -33,10 +40,15 @@ def start(work: Callable[[], object], fault: str = "") -> int:
         work()
         code = 0
     except SuriError as problem:
+        print("\n".join(problem.lines()))
         code = problem.exit_code
     except KeyboardInterrupt:
         code = 130
+    except BaseException:
+        traceback.print_exc()
     finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
 
 
@@ -48,7 +60,7 @@ def wait(pid: int) -> int:
 
 def run(recipe, fault: str = "", listen: Callable = lambda *_: None) -> int:
     """Train in a child; its exit code or minus its signal."""
-    return wait(start(lambda: train(recipe, listen, lambda *_: []), fault))
+    return wait(start(lambda: train(recipe, listen, no_answers), fault))
 
 
 def kill_after(pid: int, seconds: float) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 from suri.errors import UsageError
 from suri.files import (
+    MANIFEST,
     make_folder,
     need_space,
     read_json,
@@ -72,7 +73,7 @@ def recorded_recipe(folder: Path, asked: Recipe) -> Recipe:
     """The settings an unfinished run was started with; other ones in `asked` are refused."""
     if not (folder / RECIPE).is_file():
         raise UsageError(f"{folder} holds no run to go on with")
-    if (folder / RESULT).is_file():
+    if all((folder / name).is_file() for name in (RESULT, MANIFEST)):  # the last two written
         raise UsageError(f"the run in {folder} is finished", do="--overwrite starts anew")
     recorded = recipe_from_toml(folder / RECIPE)
     default = Recipe()
