@@ -96,3 +96,11 @@ def test_the_architecture_names_every_module() -> None:
     for module in (ROOT / "src" / "suri").glob("*/*.py"):
         if module.name != "__init__.py":
             assert f"`{module.name}`" in text, module
+
+
+def test_every_promise_names_a_test_that_exists() -> None:
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", text))
+    assert len(named) > 40
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/**/*.py"))
+    assert sorted(name for name in named if f"def {name}(" not in sources) == []

@@ -1,18 +1,21 @@
 """Writing so that a reader sees the old file or the new one, never half of it."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from suri.errors import Corrupt, DoesNotFit, SuriError, UsageError
 
-MANIFEST, LOCK = "manifest.json", ".lock"
+MANIFEST = "manifest.json"
 
 
 @contextmanager
@@ -27,6 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync(temporary)
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+        _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -79,10 +83,24 @@ def publishing(folder: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         yield temporary
+        for written in temporary.rglob("*"):
+            if written.is_file():
+                _sync(written)
         temporary.chmod(0o777 & ~_umask())
+        fault("rename")
         temporary.rename(folder)
+        _sync_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process of ours left half written in a folder that nobody writes in."""
+    for left in folder.glob(".*.????????"):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:
@@ -105,29 +123,6 @@ def cache_folder() -> Path:
     """Where what can be made again is kept: SURI_CACHE, or suri in the user's cache folder."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("SURI_CACHE") or Path(home) / "suri")
-
-
-@contextmanager
-def holding(folder: Path, wait: Callable[[], None]) -> Iterator[None]:
-    """Hold the folder against other processes that ask for it; `wait` is called before waiting.
-
-    The lock is a file descriptor that child processes inherit: after a kill it is held until the
-    last of them has ended, so that nobody starts the same work beside it. Without fcntl (Windows)
-    nothing is held.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with (folder / LOCK).open("w") as stream:
-        os.set_inheritable(stream.fileno(), True)
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            wait()
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def need_space(folder: Path, needed_bytes: int, purpose: str) -> None:
@@ -213,6 +208,43 @@ def disk_errors_explained(place: Path) -> Iterator[None]:
 def _sync(path: Path) -> None:
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in the folder last; where a system cannot (Windows), it is left to it."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+def fault(place: str) -> None:
+    """Do what a test asked for at this place, and nothing otherwise.
+
+    SURI_FAULT is `PLACE=kill` or `PLACE=full`, or `PLACE*N=...` for the N-th time: the process is
+    killed as by `kill -9`, or the write fails as on a full disk.
+    """
+    asked = os.environ.get("SURI_FAULT")
+    if not asked:
+        return
+    where, _, what = asked.partition("=")
+    name, _, count = where.partition("*")
+    if name != place:
+        return
+    _met[place] += 1
+    if _met[place] == int(count or 1):
+        if what == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), place)
+
+
+_met: Counter[str] = Counter()
 
 
 def _umask() -> int:

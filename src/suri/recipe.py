@@ -21,6 +21,7 @@ Engine = Literal["suri", "reference"]
 Variant = Literal["lora", "dora", "pissa", "olora"]
 Overlong = Literal["trim-input", "trim-response", "drop", "error"]
 Schedule = Literal["linear", "cosine", "constant"]
+Divergence = Literal["stop", "skip", "back"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 
@@ -96,6 +97,9 @@ class Recipe:
     """cpu, cuda, or auto: a GPU where torch can use one."""
     seed: int = 42
     """Seed of the adapter, the held-out rows and their order."""
+    on_divergence: Divergence = "stop"
+    """When a loss or gradient is no number: stop, skip the step (at most 10), or go back to the
+    last saved state at half the learning rate. The weights are untouched in every case."""
     eval_steps: int = 0
     """Optimizer steps between two evaluations on the held-out rows (0: four in a run)."""
     early_stopping_patience: int = 0

@@ -1,5 +1,6 @@
 """Saved states of a run: adapter, optimizer and step, complete or not there at all."""
 
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import nn
 from suri.errors import Corrupt, SuriError, UsageError
 from suri.files import (
     check_manifest,
+    fault,
     publishing,
     read_json,
     write_bytes,
@@ -37,6 +39,10 @@ class Progress:
     tokens: int = 0
     learned_tokens: int = 0
     micro_batches: int = 0
+    skipped: int = 0
+    """Steps whose loss or gradient was no number, left out as the user asked."""
+    rate_scale: float = 1.0
+    """What the learning rate is multiplied by, after steps back to an earlier state."""
     token_budget: int = 0
     """A smaller one than the recipe's, after memory ran out; 0: the recipe's."""
 
@@ -51,15 +57,20 @@ def save_checkpoint(
     if folder.exists():
         return folder
     with publishing(folder) as temporary:
+        fault("checkpoint.adapter")
         write_adapter(temporary, adapter)
         moments, steps = {}, 0.0
         for number, state in optimizer.state_dict()["state"].items():
             moments[f"{number}.exp_avg"] = state["exp_avg"].cpu().contiguous()
             moments[f"{number}.exp_avg_sq"] = state["exp_avg_sq"].cpu().contiguous()
             steps = float(state["step"])
+        fault("checkpoint.optimizer")
         write_bytes(temporary / "optimizer.safetensors", save(moments))
+        fault("checkpoint.state")
         write_json(temporary / "state.json", {"progress": vars(progress), "adam_steps": steps})
+        fault("checkpoint.manifest")
         write_manifest(temporary)
+    fault("checkpoint.clean")
     for old in _folders(run)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
@@ -91,15 +102,22 @@ def load_checkpoint(
 
 
 def find_checkpoint(place: Path) -> tuple[Path, list[str]]:
-    """The newest whole checkpoint of a run folder, or the one named; and what was passed over."""
-    candidates = [place] if (place / "state.json").is_file() else list(reversed(_folders(place)))
+    """The newest whole checkpoint of a run folder, or the one named; and what was passed over.
+
+    One of a run folder that is not what was written is set aside under the name step-N.corrupt:
+    it would count as one of those that are kept.
+    """
+    named = (place / "state.json").is_file()
     passed_over: list[str] = []
-    for folder in candidates:
+    for folder in [place] if named else list(reversed(_folders(place))):
         try:
             check_manifest(folder)
             return folder, passed_over
         except SuriError as problem:
             passed_over.append(f"{folder.name} passed over: {problem.found or problem.what}")
+        if not named:
+            shutil.rmtree(folder.with_suffix(".corrupt"), ignore_errors=True)
+            folder.rename(folder.with_suffix(".corrupt"))
     raise UsageError(
         f"{place} holds no whole checkpoint to go on from",
         found="; ".join(passed_over),
@@ -108,4 +126,10 @@ def find_checkpoint(place: Path) -> tuple[Path, list[str]]:
 
 
 def _folders(run: Path) -> list[Path]:
-    return sorted((run / "checkpoints").glob("step-[0-9]*"))
+    """Checkpoints by their steps, whatever the files' times; links are nobody's checkpoint."""
+    found = [
+        folder
+        for folder in (run / "checkpoints").glob("step-*")
+        if re.fullmatch(r"step-\d+", folder.name) and folder.is_dir() and not folder.is_symlink()
+    ]
+    return sorted(found, key=lambda folder: int(folder.name.removeprefix("step-")))

@@ -1,14 +1,13 @@
 """The training loop: one step after the other, evaluated, saved and recorded as it goes."""
 
-import json
 import math
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from suri.model.adapter import write_adapter
 from suri.recipe import Recipe
 from suri.train.checkpoint import Progress, find_checkpoint, load_checkpoint, save_checkpoint
 from suri.train.engine import Engine
+from suri.train.interrupts import forget_after, stop_requests
 from suri.train.machine import peak_memory_bytes, ran_out_of_memory
 from suri.train.optimizer import (
     clip_gradients,
@@ -31,6 +31,12 @@ from suri.train.optimizer import (
 from suri.train.plan import Plan
 from suri.train.run_folder import METRICS
 
+MOST_SKIPPED = 10
+"""Steps left out in a run, with on_divergence skip; the next one stops it."""
+SMALLEST_RATE = 1 / 64
+"""What the learning rate is halved down to, with on_divergence back."""
+SPIKE = 6.0
+"""Median absolute deviations above the last losses' median that make a loss stand out."""
 Listener = Callable[[str, dict[str, Any]], None]
 """Told what happens: `note`, `start`, `batch`, `step`, `evaluation`, with the numbers of each."""
 
@@ -54,28 +60,34 @@ class Run:
             self.recipe, self.engine.parameters, self.engine.b_parameters
         )
         self.progress = Progress()
+        self.losses: deque[float] = deque(maxlen=32)
         self.began = time.perf_counter()
 
     def train_all(self) -> Progress:
         """Run every step that is left; returns where the run stands at its end."""
         self._restore()
         self.listen("start", {"steps": self.plan.steps, "step": self.progress.step})
-        with _stop_requests() as stop:
+        with stop_requests() as stop:
             self.began = time.perf_counter() - self.progress.seconds
             self._evaluate_if_due(stop)
-            for step in range(self.progress.step + 1, self.plan.steps + 1):
-                if self._has_stalled():
-                    break
+            while self.progress.step < self.plan.steps and not self._has_stalled():
+                step = self.progress.step + 1
                 metrics = self._step(step, stop)
+                if metrics is None:
+                    continue
                 append_json_line(self.folder / METRICS, metrics)
-                self.listen("step", metrics)
+                if "train/loss" in metrics:
+                    self.listen("step", metrics)
                 self._evaluate_if_due(stop)
                 if step % self.plan.save_steps == 0 or step == self.plan.steps:
                     self._save()
         return self.progress
 
-    def _step(self, step: int, stop: threading.Event) -> dict[str, Any]:
-        """One optimizer step over `batch_size` rows, however many micro-batches that takes."""
+    def _step(self, step: int, stop: threading.Event) -> dict[str, Any] | None:
+        """One optimizer step over `batch_size` rows, however many micro-batches that takes.
+
+        None where its loss or gradient was no number and the run went back to an earlier state.
+        """
         started = time.perf_counter()
         examples = [self.train[i] for i in self.plan.examples(step)]
         loss, batches = self._within_memory(
@@ -83,10 +95,14 @@ class Run:
         )
         learned = sum(batch.learned_tokens for batch in batches)
         norm = clip_gradients(self.engine.parameters, self.recipe.max_grad_norm)
-        self._stop_unless_finite(step, loss, norm)
-        rate = learning_rate(self.recipe, step, self.plan.steps)
+        is_number = math.isfinite(loss) and math.isfinite(norm)
+        if not is_number and self._meet_no_number(step, loss, norm):
+            return None
+        rate = learning_rate(self.recipe, step, self.plan.steps) * self.progress.rate_scale
         set_learning_rate(self.optimizer, rate)
-        self.optimizer.step()
+        if is_number:
+            self._flag_spike(step, loss)
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         tokens = sum(batch.tokens for batch in batches)
         now = time.perf_counter()
@@ -99,6 +115,8 @@ class Run:
             learned_tokens=self.progress.learned_tokens + learned,
             micro_batches=self.progress.micro_batches + len(batches),
         )
+        if not is_number:
+            return {"step": step, "seconds": round(now - self.began, 3), "train/skipped": 1}
         return {
             "step": step,
             "seconds": round(now - self.began, 3),
@@ -226,10 +244,15 @@ class Run:
         checkpoint, passed_over = find_checkpoint(place)
         for text in passed_over:
             self.listen("note", {"text": text})
+        self._load(checkpoint)
+        self.listen("note", {"text": f"going on after step {self.progress.step}"})
+
+    def _load(self, place: Path) -> None:
+        """Take over a saved state: of a checkpoint, or of a run folder its newest."""
+        checkpoint, _ = find_checkpoint(place)
         self.progress, adapter = load_checkpoint(checkpoint, self.engine.parameters, self.optimizer)
         self.engine.load(adapter)
-        _forget_after(self.folder / METRICS, self.progress.step)
-        self.listen("note", {"text": f"going on after step {self.progress.step}"})
+        forget_after(self.folder / METRICS, self.progress.step)
 
     def _stop_if_asked(self, stop: threading.Event) -> None:
         """Save the state after the last whole step and end the run, if somebody asked for it."""
@@ -241,43 +264,41 @@ class Run:
             do=f"suri train --resume --output_dir {self.folder}",
         )
 
-    def _stop_unless_finite(self, step: int, loss: float, norm: float) -> None:
-        """Raise Diverged before the weights are touched."""
-        if math.isfinite(loss) and math.isfinite(norm):
-            return
+    def _meet_no_number(self, step: int, loss: float, norm: float) -> bool:
+        """A loss or gradient that is no number, met before the weights are touched.
+
+        As `on_divergence` says: True after going back to the last saved state at half the rate,
+        False where the step is left out; else, and where that happened too often, Diverged.
+        """
+        found = f"loss {loss}, gradient norm {norm}"
+        rows = ", ".join(str(self.train[i].row + 1) for i in self.plan.examples(step))
+        policy, saved = self.recipe.on_divergence, self.folder / "checkpoints"
+        self.optimizer.zero_grad(set_to_none=True)
+        if policy == "skip" and self.progress.skipped < MOST_SKIPPED:
+            self.progress = replace(self.progress, skipped=self.progress.skipped + 1)
+            text = f"step {step} left out ({found}; rows {rows})"
+            self.listen("note", {"text": f"{text}: {self.progress.skipped} so far"})
+            return False
+        halved = self.progress.rate_scale / 2
+        if policy == "back" and halved > SMALLEST_RATE and any(saved.glob("step-*")):
+            self._load(self.folder)
+            self.progress = replace(self.progress, rate_scale=halved)
+            text = f"step {step} was no number ({found}; rows {rows}): back to step"
+            self.listen("note", {"text": f"{text} {self.progress.step}, learning rate halved"})
+            return True
         self._save()
         raise Diverged(
             f"the loss stopped being a number in step {step}; the adapter is as after step "
             f"{self.progress.step}",
-            found=f"loss {loss}, gradient norm {norm}",
-            do="lower --learning_rate, and look at these rows of the data: "
-            + ", ".join(str(self.train[i].row + 1) for i in self.plan.examples(step)),
+            found=found,
+            do=f"lower --learning_rate, or --on_divergence skip; and look at these rows: {rows}",
         )
 
-
-@contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    """Ctrl-C or SIGTERM sets the event once; a second Ctrl-C stops at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def request(number: int, frame: Any) -> None:  # noqa: ARG001 (the signal module's form)
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _forget_after(metrics: Path, step: int) -> None:
-    """Drop lines of steps that will be done again, so that each step stands there once."""
-    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
-    metrics.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    def _flag_spike(self, step: int, loss: float) -> None:
+        """Say where a loss stands far out of the last ones; nothing is changed by it."""
+        middle = median(self.losses) if len(self.losses) == self.losses.maxlen else math.inf
+        reach = SPIKE * median(abs(one - middle) for one in self.losses) if self.losses else 0.0
+        if loss > middle + max(reach, 0.1 * middle):
+            text = f"the loss of step {step} stands out: {loss:.3f} after {middle:.3f}"
+            self.listen("note", {"text": text})
+        self.losses.append(loss)

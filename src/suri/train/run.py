@@ -15,6 +15,7 @@ from suri.data.findings import KINDS, SHOWN
 from suri.data.prompt import Prompt
 from suri.data.records import Record, write_records
 from suri.files import disk_errors_explained, write_json
+from suri.locks import claiming
 from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter, write_adapter
 from suri.model.tokenizer import Tokenizer
 from suri.recipe import Recipe
@@ -25,7 +26,13 @@ from suri.train.loop import Listener, Run
 from suri.train.machine import peak_memory_bytes
 from suri.train.plan import Plan
 from suri.train.prepare import Prepared, expected_time, fit_here, prepare, start_adapter
-from suri.train.run_folder import finish_run, open_run, recorded_recipe
+from suri.train.run_folder import (
+    BASE,
+    finish_run,
+    open_run,
+    recorded_recipe,
+    refuse_other_inputs,
+)
 from suri.train.trackers import reporting
 
 PROBE = 512
@@ -42,7 +49,8 @@ def train(recipe: Recipe, listen: Listener, answerer: Answerer) -> dict[str, Any
     if recipe.resume or recipe.resume_from_checkpoint:
         recipe = recorded_recipe(run_folder_of(recipe), recipe)
         recipe = replace(recipe, output_dir=str(run_folder_of(recipe)))
-    with disk_errors_explained(Path(recipe.output_dir)), reporting(recipe, listen) as tell:
+    folder = Path(recipe.output_dir.strip())
+    with disk_errors_explained(folder), claiming(folder), reporting(recipe, listen) as tell:
         return _train(recipe, tell, answerer)
 
 
@@ -64,7 +72,9 @@ def _train(recipe: Recipe, listen: Listener, answerer: Answerer) -> dict[str, An
     adapter = start_adapter(recipe, made)
     adapter_bytes = sum(4 * (a.numel() + b.numel()) for a, b in adapter.tensors.values())
     folder = open_run(recipe, adapter_bytes)
-    _write_inputs(folder, made)
+    _write_inputs(
+        folder, made, adapter, goes_on=recipe.resume or bool(recipe.resume_from_checkpoint)
+    )
     for text in [*_notes(recipe, made), _summary(recipe, made, adapter_bytes)]:
         listen("note", {"text": text})
     if planned:
@@ -127,11 +137,14 @@ def _engine(recipe: Recipe, made: Prepared, adapter: Adapter, answerer: Answerer
     return ReferenceEngine(recipe, made.base, adapter, made.device)
 
 
-def _write_inputs(folder: Path, made: Prepared) -> None:
+def _write_inputs(folder: Path, made: Prepared, adapter: Adapter, *, goes_on: bool) -> None:
     """What describes the run's input, written before the first step."""
     left_out = [row + 1 for row in made.encoded.left_out]
-    facts = {"encoded": made.encoded.counts, "left_out_rows": left_out}
-    write_json(folder / "data.json", made.rows.facts | facts)
+    facts = made.rows.facts | {"encoded": made.encoded.counts, "left_out_rows": left_out}
+    if goes_on:
+        refuse_other_inputs(folder, facts, adapter.base)
+    write_json(folder / "data.json", facts)
+    write_json(folder / BASE, adapter.base)
     write_records(folder / "held_out.jsonl", made.rows.held_out)
     made.prompt.save(folder)
     made.tokenizer.save(folder)

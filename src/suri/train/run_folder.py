@@ -6,11 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from suri.errors import UsageError
-from suri.files import make_folder, need_space, read_json, write_json, write_manifest, write_text
+from suri.files import (
+    MANIFEST,
+    make_folder,
+    need_space,
+    read_json,
+    sweep,
+    write_json,
+    write_manifest,
+    write_text,
+)
+from suri.locks import LOCK
 from suri.recipe import Recipe, recipe_from_toml, settings_of
 from suri.train.machine import environment
 
-RECIPE, RESULT, METRICS = "recipe.toml", "result.json", "metrics.jsonl"
+RECIPE, RESULT, METRICS, BASE = "recipe.toml", "result.json", "metrics.jsonl", "base.json"
 OURS = (
     "adapter_config.json", "adapter_model.safetensors", "base.json", "prompt.json", "README.md",
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", RECIPE, "data.json",
@@ -26,8 +36,10 @@ def open_run(recipe: Recipe, adapter_bytes: int) -> Path:
     make_folder(folder)
     need_space(folder, 6 * adapter_bytes + SPACE_BYTES, "the run")
     if recipe.resume or recipe.resume_from_checkpoint:
+        for place in (folder, folder / "best", folder / "checkpoints"):
+            sweep(place)
         return folder
-    if any(folder.iterdir()):
+    if any(path.name != LOCK for path in folder.iterdir()):
         _clear(folder, recipe.overwrite)
     import tomli_w
 
@@ -41,7 +53,7 @@ def _clear(folder: Path, overwrite: bool) -> None:
     if not (folder / RECIPE).is_file():
         raise UsageError(
             f"{folder} exists and holds something else",
-            found=", ".join(sorted(p.name for p in folder.iterdir())[:5]),
+            found=", ".join(sorted(p.name for p in folder.iterdir() if p.name != LOCK)[:5]),
             do="choose another --output_dir",
         )
     if not overwrite:
@@ -61,7 +73,7 @@ def recorded_recipe(folder: Path, asked: Recipe) -> Recipe:
     """The settings an unfinished run was started with; other ones in `asked` are refused."""
     if not (folder / RECIPE).is_file():
         raise UsageError(f"{folder} holds no run to go on with")
-    if (folder / RESULT).is_file():
+    if all((folder / name).is_file() for name in (RESULT, MANIFEST)):  # the last two written
         raise UsageError(f"the run in {folder} is finished", do="--overwrite starts anew")
     recorded = recipe_from_toml(folder / RECIPE)
     default = Recipe()
@@ -80,6 +92,32 @@ def recorded_recipe(folder: Path, asked: Recipe) -> Recipe:
             do="leave them out to go on, or start anew with --overwrite",
         )
     return dataclasses.replace(recorded, **{name: getattr(asked, name) for name in free})
+
+
+def refuse_other_inputs(folder: Path, data: dict[str, Any], base: dict[str, Any]) -> None:
+    """Raise UsageError where a run that goes on would meet other rows or another base.
+
+    `data` is what data.json would hold now, `base` the identity of the base.
+    """
+    recorded = read_json(folder / "data.json") if (folder / "data.json").is_file() else {}
+    names = ("sha256", "held_out_sha256", "train_rows", "held_out_rows", "encoded")
+    differing = [
+        f"{name} is {data.get(name)}, was {recorded[name]}"
+        for name in names
+        if name in recorded and recorded[name] != data.get(name)
+    ]
+    started = read_json(folder / BASE) if (folder / BASE).is_file() else base
+    differing += [
+        f"the base's {name} is {base.get(name)}, was {started.get(name)}"
+        for name in ("fingerprint", "quantize")
+        if started.get(name) != base.get(name)
+    ]
+    if differing:
+        raise UsageError(
+            f"the run in {folder} was started with other rows or another base",
+            found="; ".join(differing),
+            do="bring them back to go on, or start anew with --overwrite",
+        )
 
 
 def finish_run(folder: Path, recipe: Recipe, result: dict[str, Any]) -> None:

@@ -1,0 +1,89 @@
+"""Folders that one process holds alone, or together with its children."""
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from suri.errors import UsageError
+from suri.files import make_folder
+
+LOCK = ".lock"
+
+
+@contextmanager
+def holding(folder: Path, wait: Callable[[], None]) -> Iterator[None]:
+    """Hold the folder against other processes that ask for it; `wait` is called before waiting.
+
+    The lock is a file descriptor that child processes inherit: after a kill it is held until the
+    last of them has ended, so that nobody starts the same work beside it. Without fcntl (Windows)
+    nothing is held.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with (folder / LOCK).open("w") as stream:
+        os.set_inheritable(stream.fileno(), True)
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            wait()
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def claiming(folder: Path) -> Iterator[None]:
+    """Hold the folder alone while something is written into it; raises UsageError where it is held.
+
+    Who holds it stands in its lock file: process, machine, and the machine's boot. A killed
+    process leaves that behind; the lock itself goes with it, so the next one takes it over. Only a
+    folder that another machine left so is refused, because locks do not reach over every network.
+    """
+    is_new = not folder.exists()
+    make_folder(folder)
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    me = {"pid": os.getpid(), "host": socket.gethostname(), "boot": _boot()}
+    with (folder / LOCK).open("a+", encoding="utf-8") as stream:
+        stream.seek(0)
+        text = stream.read()
+        held = json.loads(text) if text.strip().startswith("{") and text.strip()[-1] == "}" else {}
+        who = f"process {held.get('pid', '?')} on {held.get('host', '?')}"
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"something else is writing into {folder}",
+                found=who,
+                do="wait until it has ended, or choose another --output_dir",
+            ) from None
+        if held and held.get("host") != me["host"]:
+            raise UsageError(
+                f"another machine was writing into {folder}, and may be still",
+                found=who,
+                do=f"if it is not, remove {folder / LOCK}",
+            )
+        stream.truncate(0)
+        stream.write(json.dumps(me))
+        stream.flush()
+        try:
+            yield
+        finally:
+            stream.truncate(0)
+            if is_new and [path.name for path in folder.iterdir()] == [LOCK]:
+                shutil.rmtree(folder)  # nothing came of it
+
+
+def _boot() -> str:
+    """What tells one start of this machine from the next, where the system says it."""
+    place = Path("/proc/sys/kernel/random/boot_id")
+    return place.read_text(encoding="ascii").strip() if place.is_file() else ""

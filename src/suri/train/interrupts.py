@@ -1,0 +1,42 @@
+"""What reaches a run from outside: requests to stop, and figures of steps that are done again."""
+
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+]
+"""Ctrl-C, what a system sends before it stops, and what SLURM sends before time is up."""
+
+
+@contextmanager
+def stop_requests() -> Iterator[threading.Event]:
+    """One of SIGNALS sets the event once; a second one stops at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def request(number: int, frame: Any) -> None:  # noqa: ARG001 (the signal module's form)
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, request) for number in SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def forget_after(metrics: Path, step: int) -> None:
+    """Drop lines of steps that will be done again, so that each step stands there once."""
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    metrics.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
