@@ -54,7 +54,7 @@ def test_the_training_settings_are_the_codes() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|.*\| ([^|]+) \|$", text, flags=re.MULTILINE)
     settings = {item.name for item in fields(Recipe)}
     table = {name: (ours, theirs) for name, ours, theirs in rows if name in settings}
-    assert len(table) == 17
+    assert len(table) == 18
     for name, (ours, theirs) in table.items():
         default = getattr(Recipe(), name)
         words = {LINEARS: "all seven", (): "none"}
@@ -104,3 +104,20 @@ def test_every_promise_names_a_test_that_exists() -> None:
     assert len(named) > 40
     sources = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/**/*.py"))
     assert sorted(name for name in named if f"def {name}(" not in sources) == []
+
+
+def test_the_readmes_figures_of_task_2_are_the_committed_ones() -> None:
+    summary = json.loads((ROOT / "docs/results/task2/summary.json").read_text(encoding="utf-8"))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert any("been through 4 bits before" in threat for threat in summary["threats"])
+    for group in summary["groups"]:
+        if group["rows"] in (64, 1024):
+            loss, right = group["loss"]["value"], group["exact_match"]["value"]
+            assert re.search(rf"\| {loss:.3f} [^|]*\| {100 * right:.0f} % \|", text), group["rows"]
+    for found in summary["methods"]:
+        assert found["unequal"] == []
+        if found["ours"]["rows"] in (64, 1024):
+            ratio = found["speed_up"]
+            ends = f"({ratio['low']:.2f} to {ratio['high']:.2f})"
+            assert f"{ratio['value']:.2f}" in text
+            assert ends in text, ends
