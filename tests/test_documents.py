@@ -113,7 +113,7 @@ def test_the_readmes_figures_of_task_2_are_the_committed_ones() -> None:
     for group in summary["groups"]:
         if group["rows"] in (64, 1024):
             loss, right = group["loss"]["value"], group["exact_match"]["value"]
-            assert re.search(rf"\| {loss:.3f} [^|]*\| {100 * right:.0f} % \|", text), group["rows"]
+            assert re.search(rf"\| {loss:.3f} [^|]*\| {100 * right:.1f} % \|", text), group["rows"]
     for found in summary["methods"]:
         assert found["unequal"] == []
         if found["ours"]["rows"] in (64, 1024):

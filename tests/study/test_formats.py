@@ -94,8 +94,7 @@ def test_the_word_file_has_real_headings_tables_pictures_and_captions(reports):
     for kind in kinds:
         assert sum(caption.startswith(f"{kind} ") for caption in captions) >= 4
     assert len(made.inline_shapes) >= 4
-    text = "\n".join(cell.text for table in made.tables for cell in table._cells)
-    assert text.count("loss 0.5") == 4, "every capture of both tasks"
+    assert sum("suri verb" in caption for caption in captions) == 4, "every capture of both tasks"
     assert CLAIM[spoken] in "\n".join(one.text for one in made.paragraphs)
     with zipfile.ZipFile(word) as archive:
         assert 'TOC \\o "1-3"' in archive.read("word/document.xml").decode()
