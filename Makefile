@@ -47,12 +47,14 @@ $(VENV)/.dev: $(VENV)/.installed
 	$(VENV)/bin/pip install --quiet -c constraints.txt -e ".[dev]"
 	@touch $@
 
-# The browser tests need Chromium. A machine that runs tests unattended gets it; a person is told.
+# Some tests need Chromium, a Chinese font and a reader of PDF. A machine that runs tests unattended
+# gets them; a person is told.
+PROGRAMS = chromium chromium-driver fonts-wqy-microhei poppler-utils
 browser:
-	@command -v chromium chromedriver >/dev/null || \
+	@{ command -v chromium && command -v chromedriver && command -v pdftotext; } >/dev/null || \
 	if [ "$$CI" = true ] && command -v apt-get >/dev/null; then \
-	  apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null; \
-	else echo "no Chromium here: the browser tests are skipped (apt-get install chromium chromium-driver)"; fi
+	  apt-get update -qq && apt-get install -y -qq $(PROGRAMS) >/dev/null; \
+	else echo "some tests are skipped here (apt-get install $(PROGRAMS))"; fi
 
 clean:
 	rm -rf $(VENV) $(VENV)-canary build dist src/*.egg-info

@@ -9,6 +9,7 @@ from suri.data.records import Record, write_records
 from suri.data.skills import SKILLS
 from suri.errors import UsageError
 from suri.study.compare import Comparison, compare, judge
+from suri.study.forms import ways_of
 from suri.study.task import compare_plan
 
 RECORDS = [
@@ -93,6 +94,27 @@ def test_a_folder_of_something_else_is_left_alone(run, tmp_path):
     with pytest.raises(UsageError, match="holds something else"):
         compare(Comparison(run=run, output_dir=str(tmp_path)), print)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.slow
+def test_a_run_in_nf4_is_merged_on_both_bases(run, tmp_path, capsys):
+    places = {name: str(run.parent / name) for name in ("base", "rows.json", "held_out.json")}
+    suri(
+        ["train", "--base_model", places["base"], "--data_path", places["rows.json"],
+         "--val_set_path", places["held_out.json"], "--output_dir", str(tmp_path / "run"),
+         "--max_steps", "3", "--batch_size", "4", "--learning_rate", "2e-2", "--device", "cpu",
+         "--lora_r", "3", "--lora_alpha", "7", "--quantize", "nf4"]
+    )  # fmt: skip
+    out = tmp_path / "out"
+    suri(["compare", str(tmp_path / "run"), "--output_dir", str(out), "--device", "cpu",
+          "--ways", "adapter,hf,hf-original", "--max_new_tokens", "6"])  # fmt: skip
+    assert "base as given" in capsys.readouterr().out
+    ways = json.loads((out / "compare.json").read_text())["ways"]
+    exact, other = (ways[way]["agreement"]["probe"]["max_kl"] for way in ("hf", "hf-original"))
+    assert exact < 1e-6 < other
+    assert "hf-original" not in [way.name for way in ways_of("all", "suri", "float32", "none")]
+    names = [way.name for way in ways_of("", "suri", "float32", "nf4")]
+    assert names == ["base", "adapter", "hf", "meta", "int8"], "the adapter is on nf4 already"
 
 
 PLAN = """
