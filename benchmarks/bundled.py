@@ -16,7 +16,7 @@ from suri.data.records import Record, read_records
 from suri.data.skills import is_correct
 from suri.infer.engines import open_model
 from suri.recipe import GREEDY
-from suri.study.scores import share_interval
+from suri.study.intervals import share_interval
 
 RESULTS = Path(__file__).parent / "results"
 ROWS, HELD_OUT = 2000, 280

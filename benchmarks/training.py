@@ -171,7 +171,7 @@ def command(bench: Bench) -> None:
 def quality(bench: Bench) -> None:
     """What is kept of the gain of fine-tuning when the frozen base is in int8 or nf4."""
     from suri.recipe import LINEARS
-    from suri.study.scores import mean_interval
+    from suri.study.intervals import mean_interval
 
     asked, work = bench.asked, bench.work / "quality"
     count, held_out = (32, 12) if asked.tiny else (asked.quality_rows, 64)

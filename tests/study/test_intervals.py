@@ -13,7 +13,7 @@ from suri.study.intervals import (
     share_interval,
 )
 from suri.study.measures import MEASURES
-from suri.study.statements import difference
+from suri.study.statements import difference, size_of
 
 T = {2: 4.303, 7: 2.365, 23: 2.069}
 """Student's t for 95 %, by degrees of freedom, from any table."""
@@ -48,7 +48,7 @@ def test_few_rows_and_few_seeds_are_as_wide_as_students_t():
     seeds = mean_interval([[1.0], [2.0], [3.0]])
     assert (seeds.value, seeds.rows, seeds.seeds) == (2.0, 1, 3)
     assert seeds.high - 2 == pytest.approx(T[2] / math.sqrt(3), rel=0.15)
-    assert seeds.size == "n = 3 seeds"
+    assert size_of(seeds) == "n = 3 seeds"
 
 
 def test_rows_and_seeds_both_widen_an_interval():
@@ -58,7 +58,7 @@ def test_rows_and_seeds_both_widen_an_interval():
     alone = mean_interval((rows + seeds).mean(axis=0).tolist())
     assert both.value == pytest.approx(alone.value)
     assert both.high - both.low > 1.5 * (alone.high - alone.low)
-    assert both.size == "n = 48 rows, 3 seeds"
+    assert size_of(both) == "n = 48 rows, 3 seeds"
 
 
 def null(random, rows, seeds):
