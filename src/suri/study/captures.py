@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,9 @@ def _verb(words: list[str]) -> list[str]:
 
 def _capture(folder: Path, entry: Mapping[str, Any], is_open: bool) -> Capture:
     text = (folder / entry["terminal"]).read_text(encoding="utf-8", errors="replace")
-    text = shortened(text.replace(str(folder.absolute()), "."))
+    for place, shown in ((str(folder.absolute()), "."), (sys.prefix, "python")):
+        text = text.replace(place, shown)
+    text = shortened(text)
     outcome = tr("{seconds} s, exit code {code}", seconds=entry["seconds"], code=entry["exit_code"])
     name = f"terminal-{Path(entry['terminal']).with_suffix('').as_posix().replace('/', '-')}"
     svg = terminal(f"$ {entry['command']}", text, name) if is_open else ""
