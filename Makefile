@@ -51,7 +51,8 @@ $(VENV)/.dev: $(VENV)/.installed
 # gets them; a person is told.
 PROGRAMS = chromium chromium-driver fonts-wqy-microhei poppler-utils
 browser:
-	@{ command -v chromium && command -v chromedriver && command -v pdftotext; } >/dev/null || \
+	@{ command -v chromium && command -v chromedriver && command -v pdftotext && \
+	  fc-list :lang=zh | grep -q .; } >/dev/null 2>&1 || \
 	if [ "$$CI" = true ] && command -v apt-get >/dev/null; then \
 	  apt-get update -qq && apt-get install -y -qq $(PROGRAMS) >/dev/null; \
 	else echo "some tests are skipped here (apt-get install $(PROGRAMS))"; fi
