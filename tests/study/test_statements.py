@@ -2,14 +2,8 @@ import pytest
 
 from suri.study.intervals import Interval, difference_interval
 from suri.study.measures import MEASURES, SPEEDS
-from suri.study.statements import (
-    cost_statements,
-    difference,
-    number,
-    quantity,
-    speed_statements,
-    with_interval,
-)
+from suri.study.statements import cost_statements, difference, speed_statements
+from suri.study.wording import number, quantity, with_interval
 
 EXACT, LOSS = MEASURES["exact_match"], MEASURES["loss"]
 

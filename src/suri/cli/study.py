@@ -17,9 +17,9 @@ from suri.study.compare import Comparison, compare
 from suri.study.measures import MEASURES, SPEEDS, Measure, method_label, way_label
 from suri.study.plan import read_plan
 from suri.study.report import COMPARE, STUDY, write_report
-from suri.study.statements import number
 from suri.study.task import compare_plan
 from suri.study.trials import run_plan
+from suri.study.wording import number
 
 
 @dataclass(frozen=True)

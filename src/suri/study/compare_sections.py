@@ -21,12 +21,9 @@ from suri.study.sections import (
 from suri.study.statements import (
     Statement,
     agreement_statements,
-    headed,
-    number,
     quality_statements,
     speed_statements,
     threats,
-    with_interval,
 )
 from suri.study.way_sections import (
     agreement_section,
@@ -38,6 +35,7 @@ from suri.study.way_sections import (
     speed_section,
     speed_table,
 )
+from suri.study.wording import headed, number, with_interval
 
 TITLE = "Task 1: base, adapter and merged models"
 STORED = {

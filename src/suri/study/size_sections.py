@@ -7,7 +7,8 @@ from suri.study.blocks import Block, Figure, Section, Statements, Table
 from suri.study.figures import Line, line_figure
 from suri.study.language import tr
 from suri.study.measures import MEASURES, method_label
-from suri.study.statements import loss_statements, number, with_interval
+from suri.study.statements import loss_statements
+from suri.study.wording import number, with_interval
 
 SERIES = {"none": 1, "nf4": 2, "int8": 3}
 Summary = Mapping[str, Any]

@@ -8,6 +8,7 @@ from suri.recipe import EMBEDDED
 from suri.study.intervals import FEWEST_RUNS, Interval, interval_of
 from suri.study.language import tr
 from suri.study.measures import ADAPTER, MEASURES, SPEEDS, Measure, method_label, way_label
+from suri.study.wording import ends_of, number, quantity, size_of
 
 HELD_OUT = {
     "loss_difference": replace(MEASURES["loss"], label="Held-out loss"),
@@ -29,46 +30,6 @@ class Statement:
 
     text: str
     is_claim: bool
-
-
-def number(value: float, digits: int) -> str:
-    """A number with that many decimals, or in powers of ten where these would show only zeros."""
-    is_tiny = value and not round(abs(value), digits)
-    text = f"{value:.1e}" if is_tiny else f"{value:,.{digits}f}"
-    return f"−{text[1:]}" if text.startswith("-") else text
-
-
-def quantity(measure: Measure, value: float) -> str:
-    """A number with its unit, as tables show it."""
-    return f"{number(value * measure.scale, measure.digits)} {tr(measure.unit)}".rstrip()
-
-
-def with_interval(measure: Measure, summary: Mapping[str, Any]) -> str:
-    """A number and below it its 95 % interval; the unit is left to the head of the column."""
-    value, low, high = _ends(measure, interval_of(summary))
-    return f"{value}\n{low}\u00a0{tr('to')}\u00a0{high}"
-
-
-def headed(measure: Measure) -> str:
-    """What stands at the head of a column: the name and its unit."""
-    return f"{tr(measure.label)}, {tr(measure.unit)}" if measure.unit else tr(measure.label)
-
-
-def _ends(measure: Measure, found: Interval) -> tuple[str, str, str]:
-    """Value, low and high as people read them."""
-    value, low, high = (
-        number(end * measure.scale, measure.digits) for end in (found.value, found.low, found.high)
-    )
-    return value, low, high
-
-
-def size_of(found: Interval) -> str:
-    """What an interval rests on."""
-    if found.rows == 1:
-        return tr("n = {seeds} seeds", seeds=found.seeds)
-    if found.seeds == 1:
-        return f"n = {found.rows}"
-    return tr("n = {rows} rows, {seeds} seeds", rows=found.rows, seeds=found.seeds)
 
 
 def quality_statements(summary: Mapping[str, Any], ours: Sequence[str]) -> list[Statement]:
@@ -105,7 +66,7 @@ def _equal(summary: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> St
 
 def difference(measure: Measure, ours: str, theirs: str, found: Interval) -> Statement:
     """One measured difference in words: changed, equal, not found, or too few rows to say."""
-    value, low, high = _ends(measure, found)
+    value, low, high = ends_of(measure, found)
     unit = tr("points") if measure.unit == "%" else tr(measure.unit)
     largest = max(abs(found.low), abs(found.high))
     if not found.is_enough:

@@ -16,16 +16,8 @@ from suri.study.sections import (
     settings_section,
 )
 from suri.study.size_sections import SERIES, curves_section, names_of, quality_section
-from suri.study.statements import (
-    Statement,
-    cost_statements,
-    headed,
-    loss_statements,
-    number,
-    quantity,
-    threats,
-    with_interval,
-)
+from suri.study.statements import Statement, cost_statements, loss_statements, threats
+from suri.study.wording import headed, number, quantity, with_interval
 
 TITLE = "Task 2: LoRA, 8-bit and QLoRA over data sizes"
 SPEED_UP = Measure("Speed-up", "times", digits=2)

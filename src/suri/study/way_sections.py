@@ -7,7 +7,8 @@ from suri.study.blocks import Figure, Section, Statements, Table, Text
 from suri.study.figures import Bar, Panel, bar_figure, heat_figure
 from suri.study.language import tr
 from suri.study.measures import ADAPTER, BASE, SPEEDS, WAYS, Measure, way_label
-from suri.study.statements import agreement_statements, headed, quantity, speed_statements
+from suri.study.statements import agreement_statements, speed_statements
+from suri.study.wording import headed, quantity
 
 Summary = Mapping[str, Any]
 
