@@ -3,11 +3,9 @@
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -30,13 +28,12 @@ from suri.train.optimizer import (
 )
 from suri.train.plan import Plan
 from suri.train.run_folder import METRICS
+from suri.train.spikes import Spikes
 
 MOST_SKIPPED = 10
 """Steps left out in a run, with on_divergence skip; the next one stops it."""
 SMALLEST_RATE = 1 / 64
 """What the learning rate is halved down to, with on_divergence back."""
-SPIKE = 6.0
-"""Median absolute deviations above the last losses' median that make a loss stand out."""
 Listener = Callable[[str, dict[str, Any]], None]
 """Told what happens: `note`, `start`, `batch`, `step`, `evaluation`, with the numbers of each."""
 
@@ -60,7 +57,7 @@ class Run:
             self.recipe, self.engine.parameters, self.engine.b_parameters
         )
         self.progress = Progress()
-        self.losses: deque[float] = deque(maxlen=32)
+        self.spikes = Spikes()
         self.began = time.perf_counter()
 
     def train_all(self) -> Progress:
@@ -101,7 +98,8 @@ class Run:
         rate = learning_rate(self.recipe, step, self.plan.steps) * self.progress.rate_scale
         set_learning_rate(self.optimizer, rate)
         if is_number:
-            self._flag_spike(step, loss)
+            if spike := self.spikes.seen(step, loss):
+                self.listen("note", {"text": spike})
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         tokens = sum(batch.tokens for batch in batches)
@@ -293,12 +291,3 @@ class Run:
             found=found,
             do=f"lower --learning_rate, or --on_divergence skip; and look at these rows: {rows}",
         )
-
-    def _flag_spike(self, step: int, loss: float) -> None:
-        """Say where a loss stands far out of the last ones; nothing is changed by it."""
-        middle = median(self.losses) if len(self.losses) == self.losses.maxlen else math.inf
-        reach = SPIKE * median(abs(one - middle) for one in self.losses) if self.losses else 0.0
-        if loss > middle + max(reach, 0.1 * middle):
-            text = f"the loss of step {step} stands out: {loss:.3f} after {middle:.3f}"
-            self.listen("note", {"text": text})
-        self.losses.append(loss)
