@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
 from suri.errors import UsageError
 from suri.files import make_folder
@@ -54,9 +55,7 @@ def claiming(folder: Path) -> Iterator[None]:
         return
     me = {"pid": os.getpid(), "host": socket.gethostname(), "boot": _boot()}
     with (folder / LOCK).open("a+", encoding="utf-8") as stream:
-        stream.seek(0)
-        text = stream.read()
-        held = json.loads(text) if text.strip().startswith("{") and text.strip()[-1] == "}" else {}
+        held = _holder(stream)
         who = f"process {held.get('pid', '?')} on {held.get('host', '?')}"
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -81,6 +80,16 @@ def claiming(folder: Path) -> Iterator[None]:
             stream.truncate(0)
             if is_new and [path.name for path in folder.iterdir()] == [LOCK]:
                 shutil.rmtree(folder)  # nothing came of it
+
+
+def _holder(stream: TextIO) -> dict[str, Any]:
+    """What the last holder wrote of itself; nothing where that is not readable."""
+    stream.seek(0)
+    try:
+        found = json.loads(stream.read(4096) or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _boot() -> str:

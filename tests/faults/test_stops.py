@@ -83,6 +83,14 @@ def test_a_killed_runs_lock_is_taken_over(long):
     assert run(replace(long, num_epochs=1.0, overwrite=True)) == 0
 
 
+@pytest.mark.parametrize("text", ["{half", "[1]", "7", "{]}"])
+def test_an_unreadable_lock_file_that_nobody_holds_is_no_hindrance(mine, text):
+    folder = Path(mine.output_dir)
+    folder.mkdir()
+    (folder / ".lock").write_text(text)
+    assert run(replace(mine, max_steps=1)) == 0
+
+
 def test_another_machines_lock_is_not(mine):
     assert run(mine, "checkpoint.adapter*3=kill") == -9
     lock = Path(mine.output_dir) / ".lock"

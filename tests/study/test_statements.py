@@ -127,7 +127,9 @@ def test_memory_is_claimed_where_every_run_says_so():
         "3 runs each)."
     )
     assert (claim.is_claim, vague.is_claim, single.is_claim) == (True, False, False)
-    assert "as far as can be told" in vague.text
+    assert "as far as can be told (saved: 10 %, 95 % interval −10 to 30 %" in vague.text
+    more = compared(1.1, 1.3, memory=(-0.3, 0.1))[1]
+    assert "(saved: −10 %, 95 % interval −30 to 10 %" in more.text
     assert single.text.endswith("25 % less memory than LoRA (one run each).")
 
 

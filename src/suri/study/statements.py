@@ -231,7 +231,8 @@ def _memory(saved: Interval, names: Mapping[str, str]) -> Statement:
         text = "At {rows} rows {ours} peaks at {value} % more memory than {theirs} ({rest}{runs})."
     low, high = (number(100 * end, 0) for end in (saved.low, saved.high))
     rest = tr("saved: 95 % interval {low} to {high} %, ", low=low, high=high) if is_claim else ""
-    value = f"{abs(100 * saved.value):.0f}"
+    told = saved.value if saved.seeds >= FEWEST_RUNS and not is_claim else abs(saved.value)
+    value = number(100 * told, 0)
     return Statement(tr(text, value=value, low=low, high=high, rest=rest, **names), is_claim)
 
 
