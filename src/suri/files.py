@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +61,16 @@ def read_json(path: Path) -> Any:
         raise UsageError(f"{path}: no such file") from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as problem:
         raise Corrupt(f"{path}: not readable as JSON", found=str(problem)) from None
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """Read a TOML file that a person wrote; raises UsageError, naming it as `what` it should be."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such {what}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
+        raise UsageError(f"{path}: not a TOML file", found=str(problem)) from None
 
 
 def append_json_line(path: Path, value: dict[str, Any]) -> None:

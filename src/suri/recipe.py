@@ -2,12 +2,12 @@
 
 import difflib
 import math
-import tomllib
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from suri.errors import UsageError
+from suri.files import read_toml
 
 EMBEDDED = "embedded"
 BUNDLED = "bundled"
@@ -200,12 +200,7 @@ ALPACA_LORA = {
 
 def recipe_from_toml(path: Path, start: Recipe | None = None) -> Recipe:
     """Read settings from a TOML file, flat or under [recipe], over the values of `start`."""
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such recipe") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
-        raise UsageError(f"{path}: not a TOML file", found=str(problem)) from None
+    table = read_toml(path, "recipe")
     return with_settings(start or Recipe(), table.get("recipe", table), str(path))
 
 

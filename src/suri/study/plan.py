@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import json
 import re
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from suri.data.records import Record, write_records
 from suri.data.split import load_rows
 from suri.errors import UsageError
-from suri.files import sha256
+from suri.files import read_toml, sha256
 from suri.recipe import Quantize, Recipe, settings_of, with_settings
 
 DATA, HELD_OUT = "data", "held_out.json"
@@ -63,12 +62,7 @@ def read_plan(path: Path) -> Plan:
 
     Raises UsageError for no such file, an unknown name, a wrong type, or an empty list.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such plan") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
-        raise UsageError(f"{path}: not a TOML file", found=str(problem)) from None
+    table = read_toml(path, "plan")
     refuse_unknown(table, ("recipe", "study"), path)
     recipe = with_settings(Recipe(), table.get("recipe", {}), str(path))
     study = table.get("study", {})

@@ -1,14 +1,13 @@
 """Run folders below a place: what was trained, with what, and how it went."""
 
 import os
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from suri.errors import SuriError, UsageError
-from suri.files import read_json
+from suri.files import read_json, read_toml
 from suri.recipe import Recipe, settings_of
 from suri.study.plan import WHERE
 from suri.study.process import read_lines
@@ -57,10 +56,7 @@ def read_run(folder: Path) -> RunEntry:
     recipe = folder / "recipe.toml"
     if not recipe.is_file() or not (folder / "environment.json").is_file():
         raise UsageError(f"{folder} is no run folder", do="`suri runs` lists those below here")
-    try:
-        settings = tomllib.loads(recipe.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
-        raise UsageError(f"{recipe}: not a TOML file", found=str(problem)) from None
+    settings = read_toml(recipe, "recipe")
     finished = folder / "result.json"
     return RunEntry(
         folder,

@@ -1,6 +1,5 @@
 """One command from a plan to a comparison: train what it says, then compare."""
 
-import tomllib
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import tomli_w
 
 from suri.errors import UsageError
-from suri.files import write_text
+from suri.files import read_toml, write_text
 from suri.recipe import Recipe, settings_of, with_settings
 from suri.study.compare import Comparison, compare, open_folder
 from suri.study.forms import WORK, Say, ways_of
@@ -23,12 +22,7 @@ def compare_plan(asked: Comparison, say: Say) -> Path:
     an unknown name or a wrong type.
     """
     path = asked.run
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such plan") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
-        raise UsageError(f"{path}: not a TOML file", found=str(problem)) from None
+    table = read_toml(path, "plan")
     refuse_unknown(table, ("recipe", "compare"), path)
     settings = _settings(table.get("compare", {}), path)
     flags = {
