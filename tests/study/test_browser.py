@@ -13,6 +13,16 @@ from suri.study.browser import PICTURE, picture_of_chat
 ROW = Record("Sort alphabetically.", "fig, apple", "apple, fig")
 
 
+def need_browser():
+    """Skip without one, or fail where tests run unattended and everything is there."""
+    if shutil.which("chromium") and shutil.which("chromedriver"):
+        return
+    reason = "the picture needs chromium and chromedriver"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictured")
@@ -34,11 +44,7 @@ def test_without_a_browser_the_reason_is_given(run, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_page_is_asked_and_pictured(run, tmp_path):
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        reason = "the picture needs chromium and chromedriver"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    need_browser()
     assert picture_of_chat(run, ROW, tmp_path) == ""
     picture = (tmp_path / "captures" / PICTURE).read_bytes()
     assert picture.startswith(b"\x89PNG")
@@ -47,6 +53,5 @@ def test_the_page_is_asked_and_pictured(run, tmp_path):
 
 @pytest.mark.slow
 def test_a_page_that_does_not_start_costs_the_picture_alone(tmp_path):
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        pytest.skip("the picture needs chromium and chromedriver")
+    need_browser()
     assert picture_of_chat(tmp_path / "nowhere", ROW, tmp_path) == "the chat page did not start"
