@@ -207,11 +207,12 @@ def disk_errors_explained(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as problem:
-        if isinstance(problem, FileNotFoundError):
+        gone = isinstance(problem, FileNotFoundError)
+        if gone and place.is_dir():
             raise
         raise SuriError(
             f"writing below {place} failed",
-            found=problem.strerror or str(problem),
+            found="the folder is gone" if gone else problem.strerror or str(problem),
             do="free space or choose another folder; what was complete before is untouched",
         ) from problem
 

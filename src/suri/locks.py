@@ -78,7 +78,8 @@ def claiming(folder: Path) -> Iterator[None]:
             yield
         finally:
             stream.truncate(0)
-            if is_new and [path.name for path in folder.iterdir()] == [LOCK]:
+            left = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+            if is_new and left == [LOCK]:
                 shutil.rmtree(folder)  # nothing came of it
 
 

@@ -38,6 +38,8 @@ class Recipe:
     """Columns by other names, as instruction=question,output=answer."""
     output_dir: str = "./lora-alpaca"
     """Run folder: the adapter in PEFT's format, metrics, recipe."""
+    start_from: str = ""
+    """Adapter folder whose weights a new run begins with (optimizer, order and rate begin anew)."""
     batch_size: int = 16
     """Rows per optimizer step. Never changed behind your back."""
     micro_batch_size: int = 0
@@ -126,6 +128,11 @@ class Recipe:
         problems = list(_problems(self))
         if problems:
             raise UsageError("these settings cannot work", found="; ".join(problems))
+        if self.start_from.strip() and self.lora_variant != "lora":
+            raise UsageError(
+                "--start_from begins with the weights of a plain LoRA adapter",
+                do="--lora_variant lora",
+            )
         if self.lora_variant != "lora" and self.engine == "suri":
             raise UsageError(
                 f"lora_variant {self.lora_variant} is trained by peft alone",

@@ -17,6 +17,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.prompt import Confirm
 
 from suri.cli.curve import loss_curve
 from suri.cli.flags import parse
@@ -57,6 +58,12 @@ def _train(recipe: Recipe) -> None:
         recipe = replace(recipe, report_to=("wandb",))
     from suri.infer.generate import generate
     from suri.train.run import run_folder_of, train
+    from suri.train.run_folder import can_go_on
+
+    goes_on = recipe.resume or recipe.resume_from_checkpoint or recipe.overwrite
+    if not goes_on and sys.stdin.isatty() and can_go_on(folder := run_folder_of(recipe)):
+        ask = f"{folder} holds a run that was stopped. Go on with it?"
+        recipe = replace(recipe, resume=Confirm.ask(escape(ask), default=True))
 
     def answer(decoder: Any, prompts: list[Any], eos_id: int, tokens: int) -> list[list[int]]:
         decoding = replace(GREEDY, max_new_tokens=tokens)

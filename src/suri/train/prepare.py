@@ -13,7 +13,7 @@ from suri.data.prompt import PROMPT_FILE, Prompt, find_prompt, read_prompt
 from suri.data.split import Rows, load_rows
 from suri.errors import DataError, UsageError
 from suri.files import readable_seconds
-from suri.model.adapter import Adapter, initial_adapter
+from suri.model.adapter import Adapter, initial_adapter, read_adapter
 from suri.model.config import ModelConfig, read_config
 from suri.model.decoder import Decoder
 from suri.model.load import choose_device, load_decoder
@@ -23,6 +23,7 @@ from suri.recipe import Recipe
 from suri.train.fit import Fit, batches_of, expected_seconds, fit
 from suri.train.machine import free_memory_bytes, held_memory_bytes
 from suri.train.plan import Plan
+from suri.train.run_folder import START
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ def fit_here(made: Prepared, memory: int | None = None) -> Fit:
 
 
 def start_adapter(recipe: Recipe, made: Prepared) -> Adapter:
-    """The adapter before its first step, which changes nothing."""
-    return initial_adapter(
+    """The adapter before its first step: a new one, which changes nothing, or start_from's."""
+    fresh = initial_adapter(
         made.config,
         r=recipe.lora_r,
         alpha=recipe.lora_alpha,
@@ -103,6 +104,35 @@ def start_adapter(recipe: Recipe, made: Prepared) -> Adapter:
         rslora=recipe.use_rslora,
         base=base_identity(made.base, recipe.quantize, recipe.base_model.strip()),
     )
+    if not recipe.start_from.strip():
+        return fresh
+    kept = Path(recipe.output_dir.strip()) / START  # a run that goes on needs no other folder
+    goes_on = recipe.resume or recipe.resume_from_checkpoint
+    place = kept if goes_on and kept.is_dir() else Path(recipe.start_from.strip())
+    given = read_adapter(place)
+    _check_alike(given, fresh, place)
+    return replace(fresh, tensors=given.tensors)
+
+
+def _check_alike(given: Adapter, fresh: Adapter, place: Path) -> None:
+    """Raise UsageError naming everything in which a start differs from what the recipe asks."""
+    pairs = {
+        "lora_r": (given.r, fresh.r),
+        "the scaling": (given.scaling, fresh.scaling),
+        "lora_target_modules": (" ".join(given.targets), " ".join(sorted(fresh.targets))),
+        "the number of pairs": (len(given.tensors), len(fresh.tensors)),
+        "the base's fingerprint": (
+            given.base.get("fingerprint", fresh.base["fingerprint"]),
+            fresh.base["fingerprint"],
+        ),
+    }
+    differing = [f"{name} is {a} there, {b} here" for name, (a, b) in pairs.items() if a != b]
+    if differing:
+        raise UsageError(
+            f"the run cannot start from {place}",
+            found="; ".join(differing),
+            do="give this run the adapter's settings",
+        )
 
 
 def time_here(recipe: Recipe, made: Prepared) -> str:

@@ -28,6 +28,7 @@ from suri.train.plan import Plan
 from suri.train.prepare import Prepared, expected_time, fit_here, prepare, start_adapter
 from suri.train.run_folder import (
     BASE,
+    START,
     finish_run,
     open_run,
     recorded_recipe,
@@ -143,6 +144,8 @@ def _write_inputs(folder: Path, made: Prepared, adapter: Adapter, *, goes_on: bo
     facts = made.rows.facts | {"encoded": made.encoded.counts, "left_out_rows": left_out}
     if goes_on:
         refuse_other_inputs(folder, facts, adapter.base)
+    elif made.recipe.start_from.strip():
+        write_adapter(folder / START, adapter)
     write_json(folder / "data.json", facts)
     write_json(folder / BASE, adapter.base)
     write_records(folder / "held_out.jsonl", made.rows.held_out)
@@ -153,6 +156,8 @@ def _write_inputs(folder: Path, made: Prepared, adapter: Adapter, *, goes_on: bo
 def _notes(recipe: Recipe, made: Prepared) -> list[str]:
     """What a user should hear about the settings and the data before the run."""
     rows, encoded, notes = made.rows, made.encoded, []
+    if recipe.start_from.strip():
+        notes.append(f"begins with the weights of {recipe.start_from.strip()}, all else anew")
     if not recipe.add_eos_token:
         notes.append("add_eos_token False: the end-of-text token is learned all the same")
     warnings = {kind: count for kind, count in rows.facts["warnings"].items() if count}

@@ -17,10 +17,13 @@ from suri.files import (
     write_text,
 )
 from suri.locks import LOCK
+from suri.model.adapter import is_adapter
 from suri.recipe import Recipe, recipe_from_toml, settings_of
 from suri.train.machine import environment
 
 RECIPE, RESULT, METRICS, BASE = "recipe.toml", "result.json", "metrics.jsonl", "base.json"
+START = "start"
+"""Folder of the adapter that a run with start_from began with."""
 OURS = (
     "adapter_config.json", "adapter_model.safetensors", "base.json", "prompt.json", "README.md",
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", RECIPE, "data.json",
@@ -65,15 +68,30 @@ def _clear(folder: Path, overwrite: bool) -> None:
         )
     for name in OURS:
         (folder / name).unlink(missing_ok=True)
-    for name in ("checkpoints", "best", "tensorboard", "wandb"):
+    for name in ("checkpoints", "best", START, "tensorboard", "wandb"):
         shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _is_finished(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in (RESULT, MANIFEST))  # the last two written
+
+
+def can_go_on(folder: Path) -> bool:
+    """Whether a folder holds an unfinished run of ours with a saved state."""
+    begun = (folder / RECIPE).is_file() and not _is_finished(folder)
+    return begun and any((folder / "checkpoints").glob("step-*/manifest.json"))
 
 
 def recorded_recipe(folder: Path, asked: Recipe) -> Recipe:
     """The settings an unfinished run was started with; other ones in `asked` are refused."""
     if not (folder / RECIPE).is_file():
-        raise UsageError(f"{folder} holds no run to go on with")
-    if all((folder / name).is_file() for name in (RESULT, MANIFEST)):  # the last two written
+        raise UsageError(
+            f"{folder} holds no run to go on with",
+            do=f"--start_from {folder} starts a new run with the weights of its adapter alone"
+            if is_adapter(folder)
+            else "",
+        )
+    if _is_finished(folder):
         raise UsageError(f"the run in {folder} is finished", do="--overwrite starts anew")
     recorded = recipe_from_toml(folder / RECIPE)
     default = Recipe()

@@ -1,7 +1,7 @@
 """Dashboards that a run reports its figures to, where the user asked for one."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ def reporting(recipe: Recipe, listen: Listener) -> Iterator[Listener]:
 
     A library that is not installed is a UsageError at once; the trackers are opened when the run
     starts, and closed when the block ends. They get the names of metrics.jsonl, never any text.
+    One that fails in the run is told of and left; the training is not its business.
     """
     libraries = {name: _library(name) for name in recipe.report_to}
     trackers: list[Any] = []
@@ -31,15 +32,21 @@ def reporting(recipe: Recipe, listen: Listener) -> Iterator[Listener]:
         figures = {
             name: x for name, x in numbers.items() if "/" in name and type(x) in (int, float)
         }
-        for tracker in trackers if figures else ():
-            tracker.log(figures, step=numbers["step"])
+        for tracker in list(trackers) if figures else ():
+            try:
+                tracker.log(figures, step=numbers["step"])
+            except Exception as problem:  # whatever a dashboard's library does, the run goes on
+                trackers.remove(tracker)
+                text = f"{type(tracker).__name__} gets no more figures: {problem}"
+                listen("note", {"text": f"{text}; metrics.jsonl has them all"})
         listen(event, numbers)
 
     try:
         yield tell
     finally:
         for tracker in trackers:
-            tracker.finish()
+            with suppress(Exception):
+                tracker.finish()
 
 
 def _library(name: str) -> Any:
