@@ -1,0 +1,233 @@
+"""Disks that fill, vanish or turn read-only, secrets in the environment, and no network."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from children import mine, no_answers, recipe, rows, run, start, wait, whole
+
+from suri.model.adapter import WEIGHTS_FILE
+from suri.recipe import Recipe
+from suri.train.run import train
+
+SECRET = "canary-5f1e9c"
+SECRETS = (
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "WANDB_API_KEY",
+    "OPENAI_API_KEY",
+    "AWS_SECRET_KEY",
+)
+
+
+def mount(*words: object) -> None:
+    """A real mount; only root may make one."""
+    done = subprocess.run(["mount", *map(str, words)], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"no mount here: {done.stderr}")
+    pytest.skip(f"needs the right to mount: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own that a test may fill or take away."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount("-t", "tmpfs", "-o", "size=2m", "tmpfs", place)
+    yield place
+    subprocess.run(["umount", "-l", str(place)], capture_output=True, check=False)
+
+
+def states(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
+
+
+def at_step(number: int, do):
+    """A listener that does something once a step is done."""
+
+    def listen(event, numbers):
+        if event == "step" and numbers["step"] == number:
+            do()
+
+    return listen
+
+
+def told(recipe: Recipe, tmp_path: Path, listen=lambda *_: None) -> tuple[int, str]:
+    """Train in a child; its exit code and what it printed."""
+    log = tmp_path / "log"
+
+    def work():
+        sys.stdout = sys.stderr = log.open("w")
+        train(recipe, listen, no_answers)
+
+    return wait(start(work)), log.read_text()
+
+
+def test_a_full_disk_ends_the_run_with_what_was_saved_intact(
+    mine: Recipe, whole: Path, disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real disk that fills up: something else writes on it until nothing is left."""
+    monkeypatch.setattr("suri.train.run_folder.SPACE_BYTES", 0)
+    mine = replace(mine, output_dir=str(disk / "run"))
+
+    def fill():
+        with (disk / "other").open("wb") as stream:
+            try:
+                while True:
+                    stream.write(b"x" * 4096)
+                    stream.flush()
+            except OSError:
+                return
+
+    code, said = told(mine, tmp_path, at_step(5, fill))
+    assert code == 2
+    assert "No space left" in said
+    assert "Traceback" not in said
+    assert states(disk / "run") == ["step-000002", "step-000004"]
+    (disk / "other").unlink()
+    assert run(Recipe(output_dir=str(disk / "run"), resume=True)) == 0
+    assert (disk / "run" / WEIGHTS_FILE).read_bytes() == (whole / WEIGHTS_FILE).read_bytes()
+
+
+def test_too_little_space_is_said_before_the_run(mine: Recipe, disk: Path, tmp_path: Path) -> None:
+    code, said = told(replace(mine, output_dir=str(disk / "run")), tmp_path)
+    assert code == 4
+    assert "free" in said
+    assert list(disk.iterdir()) == [], "nothing came of it"
+
+
+def test_a_disk_that_turns_read_only_ends_the_run(
+    mine: Recipe, whole: Path, tmp_path: Path
+) -> None:
+    folder = Path(mine.output_dir)
+
+    def turn():
+        mount("--bind", folder, folder)
+        mount("-o", "remount,ro,bind", folder)
+
+    try:
+        code, said = told(mine, tmp_path, at_step(5, turn))
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=False)
+    assert code == 2
+    assert "Read-only file system" in said
+    assert "Traceback" not in said
+    assert states(folder) == ["step-000002", "step-000004"]
+    assert run(Recipe(output_dir=str(folder), resume=True)) == 0
+    assert (folder / WEIGHTS_FILE).read_bytes() == (whole / WEIGHTS_FILE).read_bytes()
+
+
+@pytest.mark.parametrize("how", ["unmounted", "removed"])
+def test_a_folder_that_is_gone_ends_the_run_and_is_not_made_again(
+    mine: Recipe, disk: Path, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("suri.train.run_folder.SPACE_BYTES", 0)
+    folder = disk / "run"
+
+    def take_away():
+        if how == "removed":
+            shutil.rmtree(folder)
+        else:
+            subprocess.run(["umount", "-l", str(disk)], check=True)
+
+    code, said = told(replace(mine, output_dir=str(folder)), tmp_path, at_step(5, take_away))
+    assert code == 2
+    assert "the folder is gone" in said
+    assert "Traceback" not in said
+    assert list(disk.iterdir()) == [], "nothing is written where the disk was"
+
+
+def everything_under(folder: Path) -> Iterator[tuple[Path, bytes]]:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            yield path, path.read_bytes()
+
+
+def suri(words: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "suri", *words]
+    return subprocess.run(command, env=env, capture_output=True, check=False)
+
+
+@pytest.mark.slow
+def test_no_secret_of_the_environment_is_in_a_file_or_on_the_screen(
+    tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    """A training with a dashboard, a failure, a merge and a comparison; every byte is looked at."""
+    home = tmp_path / "home"
+    env = os.environ | dict.fromkeys(SECRETS, SECRET) | {"HOME": str(home), "XDG_CACHE_HOME": ""}
+    env |= {"SURI_CACHE": str(home / "cache"), "HF_HUB_OFFLINE": "1"}
+    at, out = str(tmp_path / "run"), str(tmp_path / "merged")
+    train_words = ["train", "--base_model", str(tiny), "--data_path", str(rows), "--max_steps", "2",
+                   "--val_set_size", "2", "--output_dir", at, "--device", "cpu"]  # fmt: skip
+    done = [
+        suri([*train_words, "--report_to", "tensorboard"], env),
+        suri([*train_words, "--data_path", str(tmp_path / "nowhere.json"), "--overwrite"], env),
+        suri(["merge", at, "--to", "hf", "--output_dir", out], env),
+        suri(["verify", out], env),
+        suri(["compare", at, "--ways", "base,adapter", "--output_dir", str(tmp_path / "c")], env),
+        suri(["runs", str(tmp_path)], env),
+    ]
+    codes = [process.returncode for process in done]
+    assert codes == [0, 2, 0, 0, 0, 0], [p.stderr.decode()[-500:] for p in done]
+    for process in done:
+        assert SECRET.encode() not in process.stdout + process.stderr
+    seen = dict(everything_under(tmp_path))
+    assert len(seen) > 30
+    assert [path for path, content in seen.items() if SECRET.encode() in content] == []
+
+
+GUARD = """
+import socket, sys
+
+def guarded(method):
+    def call(own, address, *rest):
+        if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "localhost", "::1"):
+            sys.stderr.write(f"CONNECTED TO {address}")
+        return method(own, address, *rest)
+    return call
+
+def resolve(host, *rest, _resolve=socket.getaddrinfo, **more):
+    if host not in ("127.0.0.1", "localhost", "::1", None):
+        sys.stderr.write(f"CONNECTED TO {host}")
+    return _resolve(host, *rest, **more)
+
+socket.socket.connect = guarded(socket.socket.connect)
+socket.socket.connect_ex = guarded(socket.socket.connect_ex)
+socket.getaddrinfo = resolve
+from suri.cli.main import main
+main(sys.argv[1:])
+"""
+
+
+def guarded(words: list[str]) -> subprocess.CompletedProcess[str]:
+    env = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    command = [sys.executable, "-c", GUARD, *words]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_nothing_is_connected_to(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """Even where the hub may be asked: a local model needs no network, and nothing reports home."""
+    commands = [
+        ["train", "--base_model", str(tiny), "--data_path", str(rows), "--max_steps", "2",
+         "--val_set_size", "2", "--output_dir", str(tmp_path / "run"), "--device", "cpu"],
+        ["merge", str(tmp_path / "run"), "--to", "hf", "--output_dir", str(tmp_path / "merged")],
+        ["compare", str(tmp_path / "run"), "--ways", "base,adapter,hf",
+         "--output_dir", str(tmp_path / "compared")],
+    ]  # fmt: skip
+    for words in commands:
+        done = guarded(words)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        assert "CONNECTED TO" not in done.stderr
+    assert json.loads((tmp_path / "merged" / "certificate.json").read_text())["passed"]
+    asked = guarded(["train", "--base_model", "nobody/nothing", "--max_steps", "1",
+                     "--output_dir", str(tmp_path / "other")])  # fmt: skip
+    assert "CONNECTED TO huggingface.co" in asked.stderr, "the guard sees what is connected to"
