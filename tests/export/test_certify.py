@@ -145,8 +145,8 @@ def test_a_permutation_wrong_both_ways_fails_by_its_logits_alone(
 
 @pytest.mark.parametrize("to", WRITERS)
 def test_a_changed_bystander_fails(base, adapter, tmp_path, monkeypatch, to):
-    def touched(weights, adapter, dtype):
-        for name, tensor in fold(weights, adapter, dtype):
+    def touched(weights, adapter, dtype, names=None):
+        for name, tensor in fold(weights, adapter, dtype, names):
             if name == "model.layers.1.input_layernorm.weight":
                 tensor = torch.nextafter(tensor, tensor + 1)
             yield name, tensor

@@ -113,7 +113,7 @@ def certify(merge: Merge, folder: Path, to: str, report: Report = silent) -> Cer
             "path": str(merge.adapter_folder.absolute()),
             "files": _hashes(merge.adapter_folder, [CONFIG_FILE, WEIGHTS_FILE]),
         },
-        "output": {"files": _hashes(folder, sorted(p.name for p in folder.iterdir()))},
+        "output": {"files": _hashes(folder, sorted(p.name for p in folder.glob("[!.]*")))},
         "probes": "texts" if merge.tokenizer else "token ids",
         "reader": reader,
     }

@@ -1,7 +1,7 @@
 """Folding an adapter into its base: W + scaling * B A, one tensor at a time."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -120,14 +120,17 @@ def open_merge(
 
 
 def fold(
-    weights: Mapping[str, Tensor], adapter: Adapter | None, dtype: torch.dtype
+    weights: Mapping[str, Tensor],
+    adapter: Adapter | None,
+    dtype: torch.dtype,
+    names: Iterable[str] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Give each HF name with its merged tensor in `dtype`, in the order of `weights`.
+    """Give each HF name (those of `names` alone) with its merged tensor in `dtype`, in order.
 
     Raises Corrupt for a result that is not finite (in float16: above 65,504).
     """
     modules = {} if adapter is None else {f"{module}.weight": module for module in adapter.tensors}
-    for name in weights:
+    for name in weights if names is None else names:
         weight = weights[name]
         if adapter is not None and name in modules:
             merged = add_delta(weight, adapter, modules[name], dtype)

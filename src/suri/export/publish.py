@@ -11,12 +11,15 @@ from suri.export.certify import FILE, Certificate, certify
 from suri.export.fold import Merge, Report, silent
 from suri.files import (
     disk_errors_explained,
+    make_folder,
     need_space,
     publishing,
     read_json,
     write_json,
     write_text,
 )
+from suri.locks import claiming
+from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE
 from suri.model.tokenizer import CHAT_TEMPLATE
 
 CARD = """\
@@ -47,7 +50,12 @@ def publish(
     """
     numbers = sum(math.prod(merge.base.shape(name)) for name in merge.base)
     need_space(out, numbers * merge.dtype.itemsize, "the merged model")
-    with disk_errors_explained(out), publishing(out) as folder:
+    make_folder(out.parent)
+    with (
+        disk_errors_explained(out),
+        claiming(out.parent / f".{out.name}.partial"),
+        publishing(out, _key(merge, to)) as folder,
+    ):
         write(folder)
         _write_companions(merge, folder, to)
         certificate = certify(merge, folder, to, report)
@@ -61,6 +69,17 @@ def publish(
             )
         write_json(folder / FILE, certificate.as_json())
     return certificate
+
+
+def _key(merge: Merge, to: str) -> str:
+    """What a merge that was killed must have in common with one that goes on with its files."""
+    files = [
+        *merge.base.files,
+        merge.adapter_folder / WEIGHTS_FILE,
+        merge.adapter_folder / CONFIG_FILE,
+    ]
+    seen = [f"{file.absolute()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+    return "\n".join([to, merge.dtype_name, merge.quantize, *seen])
 
 
 def _write_companions(merge: Merge, folder: Path, to: str) -> None:
