@@ -5,7 +5,9 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -45,13 +47,15 @@ ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "base.json")
 class Format:
     """A folder, the files in it that are damaged, and what reading it gives: its meaning.
 
-    `exact`: checksums cover it, so that nothing but the meaning it had may come of it.
+    `exact`: checksums cover it, so that nothing but the meaning it had may come of it. Where there
+    are none, `keeps` is the part of the meaning that must stay.
     """
 
     folder: Path
     files: tuple[str, ...]
     read: Callable[[Path], object]
     exact: bool = False
+    keeps: Callable[[Any], object] = lambda _: None
 
 
 def bits(tensors: dict[str, torch.Tensor]) -> str:
@@ -69,7 +73,8 @@ def adapter_of(folder: Path) -> object:
     assert 0 < adapter.scaling < float("inf")
     base = recorded_base(folder)
     adapter.attach(load_decoder(base, only_layers=3))
-    return adapter.r, adapter.scaling, adapter.targets, bits(pairs), base
+    shapes = {name: tensor.shape for name, tensor in pairs.items()}
+    return (adapter.r, adapter.targets, shapes), adapter.scaling, bits(pairs), base
 
 
 def checkpoint_of(folder: Path) -> object:
@@ -88,14 +93,15 @@ def checkpoint_of(folder: Path) -> object:
     return progress, adapter.scaling, bits(pairs), bits(moments)
 
 
-def base_of(folder: Path) -> object:
+def base_of(folder: Path) -> tuple[object, ...]:
     config = read_config(folder)
     decoder = load_decoder(find_base(str(folder)))
     ids = torch.arange(5) % config.vocab_size
     from suri.export.readers import decoder_logits
 
     shown = decoder_logits(decoder, [ids.tolist()])
-    return config, hashlib.sha256(shown.numpy().tobytes()).hexdigest()
+    kept = config.linear_shapes(), config.num_layers, config.vocab_size, config.num_kv_heads
+    return kept, config, hashlib.sha256(shown.numpy().tobytes()).hexdigest()
 
 
 def gguf_of(folder: Path) -> object:
@@ -103,7 +109,7 @@ def gguf_of(folder: Path) -> object:
         convert(folder / "model.gguf", Path(place), [])
         tokenizer = read_tokenizer(Path(place))
         weights = bits(load_file(Path(place) / "model.safetensors"))
-        return read_config(Path(place)), base_of(Path(place)), weights, tokenizer.encode("to be")
+        return *base_of(Path(place)), weights, tokenizer.encode("to be")
 
 
 def tokenizer_of(folder: Path) -> object:
@@ -138,7 +144,8 @@ def merge_of(folder: Path) -> object:
 
 
 def report_of(folder: Path) -> object:
-    with patch("suri.study.figures._svg", lambda *_: ""):  # matplotlib's drawing takes a second
+    # matplotlib's drawing takes a second.
+    with patch("suri.study.figures._svg", lambda plt, figure: plt.close(figure) or ""):
         return [part.title for part in build([folder], "en").parts]
 
 
@@ -317,19 +324,20 @@ def make_formats(place: Path) -> dict[str, Format]:
     state = sorted((trained / "checkpoints").iterdir())[-1]
     weights = tuple(p.name for p in sorted((place / "base").glob("*.safetensors")))
     return {
-        "adapter": Format(place / "adapter", ADAPTER, adapter_of),
+        "adapter": Format(place / "adapter", ADAPTER, adapter_of, keeps=itemgetter(0)),
         "adapter in its run": Format(trained, (*ADAPTER, "manifest.json"), adapter_of, exact=True),
         "checkpoint": Format(
             state, tuple(p.name for p in sorted(state.iterdir())), checkpoint_of, exact=True
         ),
         "model": Format(
-            place / "base", ("config.json", "model.safetensors.index.json", *weights), base_of
+            place / "base", ("config.json", "model.safetensors.index.json", *weights), base_of,
+            keeps=itemgetter(0),
         ),
         "tokenizer": Format(
             place / "base", ("tokenizer.json", "tokenizer_config.json", "config.json"), tokenizer_of
         ),
-        "Meta model": Format(place / "meta", ("params.json",), base_of),
-        "GGUF": Format(place / "gguf", ("model.gguf",), gguf_of),
+        "Meta model": Format(place / "meta", ("params.json",), base_of, keeps=itemgetter(0)),
+        "GGUF": Format(place / "gguf", ("model.gguf",), gguf_of, keeps=itemgetter(0)),
         "merge": Format(
             place / "merged", ("model.safetensors", "config.json", "tokenizer.json"), merge_of,
             exact=True,
