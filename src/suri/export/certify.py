@@ -14,9 +14,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from suri.errors import Corrupt, UsageError
-from suri.export.fold import Merge, Report, open_merge, silent
+from suri.export.fold import DTYPES, Merge, Report, open_merge, silent
 from suri.export.readers import read_logits, read_tensors
-from suri.files import fingerprint, read_json
+from suri.files import fingerprint, read_object, well_formed
+from suri.manifest import changed_files
 from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE
 from suri.model.load import layered_logits
 
@@ -208,13 +209,14 @@ def verify(folder: Path, report: Report = silent) -> tuple[Certificate, str]:
     The files' checksums always; the logits where base and adapter are still what they were.
     Raises Corrupt for files that have changed.
     """
-    record = _read_record(folder)
-    if changed := _changed(folder, record["output"]["files"]):
+    record = read_certificate(folder)
+    files = record["output"]["files"]
+    if changed := changed_files(folder, files, *files):
         raise Corrupt(f"{folder} is not what was certified", found=", ".join(changed))
     report("verifying", 1, 2)
     for source in ("base", "adapter"):
-        path = Path(record[source]["path"])
-        if changed := _changed(path, record[source]["files"]):
+        path, files = Path(record[source]["path"]), record[source]["files"]
+        if changed := changed_files(path, files, *files):
             return Certificate(record["to"], (), record), f"{source} {path}: {', '.join(changed)}"
     merge = open_merge(
         Path(record["adapter"]["path"]),
@@ -227,30 +229,24 @@ def verify(folder: Path, report: Report = silent) -> tuple[Certificate, str]:
     return Certificate(record["to"], checks, record), ""
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
+def read_certificate(folder: Path) -> dict[str, Any]:
+    """What certificate.json holds; raises Corrupt where it is not what `publish` writes."""
     if not (folder / FILE).is_file():
         raise UsageError(
             f"{folder} has no {FILE}", do="give a folder that `suri merge` or a study has written"
         )
-    record: dict[str, Any] = read_json(folder / FILE)
-    try:
-        for part in ("output", "base", "adapter"):
-            _ = record[part]["files"].items()
-        _ = record["to"], record["dtype"], record["base"]["quantize"]
-    except (KeyError, TypeError, AttributeError):
-        raise Corrupt(f"{folder / FILE} is not a certificate") from None
+    record = read_object(folder / FILE)
+    with well_formed(folder / FILE, "a certificate"):
+        files = [len(record[part]["files"].items()) for part in ("output", "base", "adapter")]
+        paths = Path(record["base"]["path"]), Path(record["adapter"]["path"])
+        kinds = record["to"] in ("hf", "meta", "gguf") and record["base"]["quantize"] in (
+            "none",
+            "nf4",
+        )
+        if not (all(files) and all(paths) and kinds and record["dtype"] in DTYPES):
+            raise ValueError("files, kind or number format")
+        _ = record["passed"], record["checks"]
     return record
-
-
-def _changed(folder: Path, files: dict[str, str]) -> list[str]:
-    """The files that are missing or have another checksum, each as one clause."""
-    wrong = []
-    for name, checksum in files.items():
-        if not (folder / name).is_file():
-            wrong.append(f"{name} is missing")
-        elif fingerprint(folder / name) != checksum:
-            wrong.append(f"{name} has changed")
-    return wrong
 
 
 def _hashes(folder: Path, names: list[str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from suri.files import (
     make_folder,
     need_space,
     publishing,
-    read_json,
+    read_object,
     write_json,
     write_text,
 )
@@ -93,7 +93,7 @@ def _write_companions(merge: Merge, folder: Path, to: str) -> None:
         " W is the base after nf4 and back, as in training." if merge.quantize == "nf4" else ""
     )
     data = merge.adapter_folder / "data.json"
-    licence = read_json(data).get("licence") if data.is_file() else None
+    licence = read_object(data).get("licence") if data.is_file() else None
     card = CARD.format(
         library={"hf": "transformers", "gguf": "gguf"}.get(to, "pytorch"),
         base=merge.base.folder.absolute().name,

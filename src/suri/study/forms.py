@@ -4,10 +4,9 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from suri.errors import UsageError
-from suri.files import read_json, sha256
+from suri.manifest import changed_files
 from suri.study.measures import ADAPTER, BASE, GGUF, HF, META, WAYS
 from suri.study.process import run_module
 
@@ -136,9 +135,8 @@ def is_merge_of(folder: Path, run: Path, dtype: str = "") -> bool:
     """Whether a certified folder was made of this run's adapter as it is now, and in this dtype."""
     if not (folder / "certificate.json").is_file():
         return False
-    certificate: dict[str, Any] = read_json(folder / "certificate.json")
-    same = all(
-        (run / name).is_file() and sha256(run / name) == checksum
-        for name, checksum in certificate["adapter"]["files"].items()
-    )
-    return same and dtype in ("", certificate["dtype"])
+    from suri.export.certify import read_certificate  # torch is loaded where it is needed alone
+
+    certificate = read_certificate(folder)
+    files = certificate["adapter"]["files"]
+    return not changed_files(run, files, *files) and dtype in ("", certificate["dtype"])
