@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 PACKAGE = "xllamacpp"
-INSTALL = 'pip install "suri[llama-cpp]"'
+INSTALL = f"pip install {PACKAGE}"
+
+PROGRAM = str(Path(__file__).with_name("llama_cpp_process.py"))
 
 START_SECONDS = 120
 BYTES_PER_SECOND = 100e6
@@ -58,9 +60,10 @@ def read(
         return Reading(problem=f"it is not installed: {INSTALL}")
     count = sum(map(len, ids)) + sum(len(p) + most for p in prompts)
     with tempfile.TemporaryDirectory() as place:
+        numbers = f"{place}/logits.npy"
         request = {
             "file": str(file.absolute()), "threads": torch.get_num_threads(),
-            "ids": [list(each) for each in ids], "logits": f"{place}/logits.npy",
+            "ids": [list(each) for each in ids], "logits": numbers,
             "texts": list(texts), "reply": f"{place}/reply.json",
             "prompts": [list(each) for each in prompts], "most": most, "stop": stop,
         }  # fmt: skip
@@ -69,8 +72,9 @@ def read(
         reply = _reply(Path(place))
         if "answers" not in reply:
             reader = reply.get("reader", "")
-            return Reading(reader, reply.get("problem") or end, refused=bool(reader))
-        logits = torch.from_numpy(np.load(request["logits"])) if ids else torch.empty(0)
+            problem = ": ".join(part for part in (reply.get("problem"), end) if part)
+            return Reading(reader, problem, refused=bool(reader))
+        logits = torch.from_numpy(np.load(numbers)) if ids else torch.empty(0)
     answers = [[(i, lead) for i, lead in answer] for answer in reply["answers"]]
     return Reading(reply["reader"], logits=logits, tokens=reply["tokens"], answers=answers)
 
@@ -79,7 +83,8 @@ def _run(request: dict[str, Any], seconds: float) -> str:
     """Run the process to its end, which is told in words."""
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "suri.export.llama_cpp_process"],
+            # By its path, and -P so that nothing beside it is taken for a package of that name.
+            [sys.executable, "-P", PROGRAM],
             input=json.dumps(request).encode(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -88,7 +93,8 @@ def _run(request: dict[str, Any], seconds: float) -> str:
         )
     except subprocess.TimeoutExpired:
         return f"it had not ended after {seconds:.0f} s"
-    return f"its process ended with {done.returncode}"
+    said = [line for line in done.stderr.decode(errors="replace").splitlines() if "error" in line]
+    return said[-1] if said else f"its process ended with {done.returncode}"
 
 
 def _reply(place: Path) -> dict[str, Any]:

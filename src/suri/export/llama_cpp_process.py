@@ -1,10 +1,12 @@
 """llama.cpp in a process of its own: what it aborts or prints reaches nobody else.
 
-`python -m suri.export.llama_cpp_process` reads one request from stdin as JSON and writes the reply,
-JSON too, to the file that the request names: stdout belongs to the C++ code. llama.cpp comes out of
-the package xllamacpp, whose library exports the functions of llama.h. Their settings are passed on
-as llama.cpp gives them, bytes that nobody here takes apart, so that a later version with further
-fields changes nothing; llama_batch alone has a layout here, and `_check` looks whether it holds.
+This file is a program that imports nothing of Suri: it reads one request from stdin as JSON and
+writes the reply, JSON too, to the file that the request names: stdout belongs to the C++ code.
+
+llama.cpp comes out of the package xllamacpp, whose library exports the functions of llama.h. Their
+settings are passed on as llama.cpp gives them, bytes that nobody here takes apart, so that a later
+version with further fields changes nothing; llama_batch alone has a layout here, and `_check` looks
+whether it holds.
 """
 
 import ctypes
