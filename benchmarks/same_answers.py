@@ -48,7 +48,7 @@ QUESTIONS = (
 HELD_OUT = 20 - len(QUESTIONS)
 TRAINING = {
     "data_path": "bundled:130:en", "val_set_size": str(HELD_OUT), "max_steps": "30",
-    "batch_size": "4", "learning_rate": "5e-4", "lora_r": "8",
+    "batch_size": "4", "learning_rate": "1e-4", "lora_r": "8",
 }  # fmt: skip
 MERGES = {"hf": "float32", "meta": "float32", "gguf": "float16"}
 

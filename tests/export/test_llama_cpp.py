@@ -218,9 +218,12 @@ def test_it_cuts_text_as_sentencepiece_does(tmp_path):
     )  # fmt: skip
     write_gguf(base, make_adapter(tmp_path / "adapter", base), tmp_path / "merged", "float32")
     tokenizer = read_tokenizer(base)
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(base / "tokenizer.model"))
     found = read(tmp_path / "merged" / "model.gguf", texts=HARD_TEXTS)
     for text, tokens in zip(HARD_TEXTS, found.tokens, strict=True):
-        assert tokens == tokenizer.encode(text), text
+        assert tokens == theirs.encode(text), text
+        # transformers, whose conversion is ours, adds no space before one that is there.
+        assert tokens == tokenizer.encode(text) or text.startswith(" "), text
 
 
 def train_tokenizer(folder: Path, pre: str) -> None:

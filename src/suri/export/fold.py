@@ -88,6 +88,11 @@ class Merge:
         """As config.json writes it, float32, float16 or bfloat16; or q8_0."""
         return self.rounded_to or str(self.dtype).removeprefix("torch.")
 
+    @property
+    def itemsize(self) -> float:
+        """Bytes of a number as stored; q8_0 has 34 for 32."""
+        return 34 / 32 if self.rounded_to else self.dtype.itemsize
+
 
 def open_merge(
     adapter_folder: Path,
