@@ -77,6 +77,7 @@ def test_a_broken_folder_has_exit_code_6(folders, tmp_path, capsys):
             "no such model folder",
         ),
         (["{run}", "--to", "onnx", "--output_dir", "{out}"], "onnx"),
+        (["{run}", "--to", "hf", "--output_dir", "{out}", "--dtype", "q8_0"], "q8_0 are not"),
         (["{run}", "--to", "hf", "--output_dir", "{run}/base.json/x"], "is a file"),
     ],
 )
