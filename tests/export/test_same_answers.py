@@ -27,8 +27,13 @@ def script() -> ModuleType:
     return same_answers
 
 
-def test_four_programs_answer_alike(script, tmp_path):
-    found = script.compare(script.prepare(tmp_path))
+@pytest.fixture(scope="module")
+def folders(script, tmp_path_factory) -> dict[str, Path]:
+    return script.prepare(tmp_path_factory.mktemp("trained"))
+
+
+def test_four_programs_answer_alike(script, folders):
+    found = script.compare(folders)
     assert found["prompts"] == 20
     assert found["answers_that_training_changed"] >= 10
     assert found["tokens_before_a_tie"] >= 60
@@ -37,9 +42,9 @@ def test_four_programs_answer_alike(script, tmp_path):
     }  # fmt: skip
 
 
-def test_another_adapter_answers_otherwise(script, tmp_path, embedded):
-    """The comparison can fail: a merge that another adapter is in."""
-    folders = script.prepare(tmp_path)
+def test_another_adapter_answers_otherwise(script, folders, tmp_path, embedded):
+    """The comparison can fail: merges that another adapter is in."""
+    folders = dict(folders)
     other = make_adapter(tmp_path / "other", embedded, r=8, lora_alpha=0.5)
     for to, dtype in script.MERGES.items():
         out = tmp_path / f"other-{to}"
