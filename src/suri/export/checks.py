@@ -13,7 +13,8 @@ PRECISION = {"float32": (24, -125), "float16": (11, -13), "bfloat16": (8, -125)}
 LARGEST_DIFFERENCE = {"float32": 1e-3}
 DIVERGENCE = {"float16": 1e-4, "bfloat16": 1e-3, "q8_0": 5e-3}
 SAME_SHARE = {"bfloat16": 0.98, "q8_0": 0.92}
-# q8_0: six adapters on the embedded base gave 0.0012 to 0.0014 and at least 0.969.
+# q8_0: adapters on the embedded base gave up to 0.0014 and at least 0.969
+# (benchmarks/gguf_readers.py).
 
 Wide = npt.NDArray[np.float64]
 

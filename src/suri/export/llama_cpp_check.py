@@ -20,8 +20,8 @@ from suri.export.probes import PROBES
 DIVERGENCE = {"float32": 1e-5, "float16": 1e-4, "bfloat16": 1e-3, "q8_0": 2e-2}
 SAME_SHARE = {"bfloat16": 0.98, "q8_0": 0.88}
 """Wider than for readers in fp32: llama.cpp keeps keys and values in fp16, and rounds what it
-multiplies by the weights to their own type. On the embedded base it came to 5e-7, 5e-6, 2e-4 and,
-with six adapters, 4e-3 to 6e-3; the share with q8_0 was at least 0.945."""
+multiplies by the weights to their own type. On the embedded base it came to 5e-7, 5e-6, 2e-4 and
+up to 6e-3; the share with q8_0 was at least 0.945 (benchmarks/gguf_readers.py)."""
 
 
 def check_with_llama_cpp(
