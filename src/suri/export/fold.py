@@ -20,6 +20,8 @@ BLOCK_BYTES = 4_000_000
 """Most bytes of one block of rows in fp32: what stays in a processor's cache."""
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+Q8_0 = "q8_0"
+"""GGUF's blocks of 32 integers of 8 bits with one scale in fp16; it is rounded from fp32."""
 
 MergeBaseName = Literal["dequantized", "original"]
 Report = Callable[[str, int, int], None]
@@ -82,6 +84,7 @@ class Merge:
     """What is folded: an adapter, the base under it, and the dtype of the result.
 
     `quantize` is how the base is stored in the model that the result must equal: nf4 or none.
+    `rounded_to` is q8_0 where the sum in `dtype` is not yet what is stored.
     """
 
     base: MergeBase
@@ -90,11 +93,17 @@ class Merge:
     dtype: torch.dtype
     quantize: str
     tokenizer: Tokenizer | None
+    rounded_to: str = ""
 
     @property
     def dtype_name(self) -> str:
-        """As config.json writes it: float32, float16 or bfloat16."""
-        return str(self.dtype).removeprefix("torch.")
+        """As config.json writes it, float32, float16 or bfloat16; or q8_0."""
+        return self.rounded_to or str(self.dtype).removeprefix("torch.")
+
+    @property
+    def itemsize(self) -> float:
+        """Bytes of a number as stored; q8_0 has 34 for 32."""
+        return 34 / 32 if self.rounded_to else self.dtype.itemsize
 
 
 def open_merge(
@@ -103,10 +112,12 @@ def open_merge(
     *,
     dtype: str = "auto",
     merge_base: MergeBaseName = "dequantized",
+    to: str = "",
 ) -> Merge:
     """Open an adapter and its base (the recorded one unless given) and check that they fit.
 
-    `dtype` auto is the base's own. `merge_base` matters for adapters trained on nf4 alone.
+    `dtype` auto is the base's own, q8_0 is for `to` gguf alone. `merge_base` matters for adapters
+    trained on nf4 alone.
     Raises UsageError for another base than the adapter's, listing what does not fit.
     """
     adapter = read_adapter(adapter_folder)
@@ -117,7 +128,9 @@ def open_merge(
     base = MergeBase(folder, dequantized=quantize == "nf4")
     adapter.check_fits(base.config)
     tokenizer = _tokenizer(folder, adapter_folder)
-    return Merge(base, adapter, adapter_folder, _dtype(dtype, base), quantize, tokenizer)
+    rounded_to = Q8_0 if (dtype, to) == (Q8_0, "gguf") else ""
+    number = torch.float32 if rounded_to else _dtype(dtype, base)
+    return Merge(base, adapter, adapter_folder, number, quantize, tokenizer, rounded_to)
 
 
 def fold(
@@ -184,7 +197,8 @@ def _dtype(name: str, base: MergeBase) -> torch.dtype:
         name = str(base.dtype("model.embed_tokens.weight")).removeprefix("torch.")
     if name not in DTYPES:
         raise UsageError(
-            f"weights of dtype {name} are not written", do=f"choose --dtype {' or '.join(DTYPES)}"
+            f"weights of dtype {name} are not written",
+            do=f"choose --dtype {' or '.join(DTYPES)}, or {Q8_0} with --to gguf",
         )
     return DTYPES[name]
 

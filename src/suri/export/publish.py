@@ -49,7 +49,7 @@ def publish(
     with every failed check; then nothing is left behind.
     """
     numbers = sum(math.prod(merge.base.shape(name)) for name in merge.base)
-    need_space(out, numbers * merge.dtype.itemsize, "the merged model")
+    need_space(out, int(numbers * merge.itemsize), "the merged model")
     make_folder(out.parent)
     with (
         disk_errors_explained(out),
