@@ -1,21 +1,19 @@
 """The certificate: proof that what lies on disk is the base plus the adapter, and nothing else."""
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from suri.errors import Corrupt, UsageError
 from suri.export.fold import Merge, Report, open_merge, silent
+from suri.export.peft_merge import unmerged_logits
 from suri.export.readers import decoder_logits, read_logits, read_tensors
+from suri.export.recompute import AdapterFile, Wide, wide
 from suri.files import read_json, sha256
 from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE
 from suri.model.load import load_decoder
@@ -49,8 +47,6 @@ PROBES = (
 
 # Digits of each format's significand and its smallest normal exponent, as np.frexp counts it.
 PRECISION = {"float32": (24, -125), "float16": (11, -13), "bfloat16": (8, -125)}
-
-Wide = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -122,29 +118,24 @@ def certify(merge: Merge, folder: Path, to: str, report: Report = silent) -> Cer
 
 
 def check_targets(merge: Merge, output: Mapping[str, Tensor]) -> Check:
-    """Every target is W + scaling * B A within one rounding, on seeded rows of each.
+    """Every target is what the adapter's file makes of it, within one rounding, on seeded rows.
 
-    The sum is computed again in fp64 from the adapter's file, apart from all other code. The
-    figure is the largest error, where 1 is half the output format's spacing there plus what
-    fp32 may lose on a sum of r products.
+    The figure is the largest error, where 1 is half the output format's spacing there plus what
+    fp32 may lose on the way.
     """
     worst = 0.0
-    config = json.loads((merge.adapter_folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    r = config["r"]
-    scaling = config["lora_alpha"] / (math.sqrt(r) if config.get("use_rslora") else r)
-    with safe_open(merge.adapter_folder / WEIGHTS_FILE, framework="pt") as file:
-        for number, name in enumerate(_targets(merge)):
-            module = f"base_model.model.{name.removesuffix('.weight')}"
-            a = _wide(file.get_tensor(f"{module}.lora_A.weight"))
-            b = _wide(file.get_tensor(f"{module}.lora_B.weight"))
-            count = min(ROWS, len(b))
-            rows = np.sort(np.random.default_rng(number).choice(len(b), count, replace=False))
-            weight, found = _wide(merge.base[name][rows]), _wide(output[name][rows])
-            exact = weight + scaling * (b[rows] @ a)
-            terms = np.abs(weight) + scaling * (np.abs(b[rows]) @ np.abs(a))
-            allowed = _half_spacing(exact, merge.dtype_name) + (r + 4) * 2.0**-24 * terms
-            worst = max(worst, float(np.max(np.abs(found - exact) / allowed)))
-    return Check(f"{len(_targets(merge))} targets: largest error of W + BA, in roundings", worst, 1)
+    adapter = AdapterFile(merge.adapter_folder)
+    for number, module in enumerate(adapter.modules):
+        name = f"{module}.weight"
+        count = merge.base.shape(name)[0]
+        chosen = np.random.default_rng(number).choice(count, min(ROWS, count), replace=False)
+        rows = np.sort(chosen)
+        exact, lost = adapter.rows(module, wide(merge.base[name][rows]), rows)
+        allowed = _half_spacing(exact, merge.dtype_name) + lost
+        error = np.abs(wide(output[name][rows]) - exact) / allowed
+        worst = float(np.maximum(worst, np.max(error)))  # max() would forget what is no number
+    title = f"{len(adapter.modules)} targets: largest error of {adapter.formula}, in roundings"
+    return Check(title, worst, 1)
 
 
 def check_others(merge: Merge, output: Mapping[str, Tensor], to: str) -> Check:
@@ -164,11 +155,16 @@ def check_others(merge: Merge, output: Mapping[str, Tensor], to: str) -> Check:
 def check_logits(merge: Merge, folder: Path, to: str) -> tuple[str, tuple[Check, ...]]:
     """The reader's name, and the folder read from disk against base + unmerged adapter in fp32."""
     texts = probe_ids(merge)
-    decoder = load_decoder(merge.base.folder, quantize=merge.quantize, adapter=merge.adapter)
-    expected = decoder_logits(decoder, texts)
-    del decoder
+    expected = _unmerged_logits(merge, texts)
     reader, found = read_logits(folder, to, texts)
     return reader, compare_logits(expected, found, merge.dtype_name)
+
+
+def _unmerged_logits(merge: Merge, texts: list[list[int]]) -> Tensor:
+    if merge.adapter.magnitudes:
+        return unmerged_logits(merge, texts)
+    decoder = load_decoder(merge.base.folder, quantize=merge.quantize, adapter=merge.adapter)
+    return decoder_logits(decoder, texts)
 
 
 def compare_logits(expected: Tensor, found: Tensor, dtype: str) -> tuple[Check, ...]:
@@ -221,6 +217,7 @@ def verify(folder: Path, report: Report = silent) -> tuple[Certificate, str]:
         Path(record["base"]["path"]),
         dtype=record["dtype"],
         merge_base="dequantized" if record["base"]["quantize"] == "nf4" else "original",
+        dora=True,
     )
     _, checks = check_logits(merge, folder, record["to"])
     report("verifying", 2, 2)
@@ -265,17 +262,7 @@ def _base_files(merge: Merge) -> list[str]:
 
 
 def _targets(merge: Merge) -> list[str]:
-    """Weights that the adapter's file names, whatever was made of it since."""
-    with safe_open(merge.adapter_folder / WEIGHTS_FILE, framework="pt") as file:
-        keys = [key for key in file.keys() if key.endswith(".lora_A.weight")]  # noqa: SIM118
-    return [
-        key.removeprefix("base_model.model.").replace(".lora_A.weight", ".weight") for key in keys
-    ]
-
-
-def _wide(tensor: Tensor) -> Wide:
-    wide: Wide = tensor.double().numpy()
-    return wide
+    return [f"{module}.weight" for module in AdapterFile(merge.adapter_folder).modules]
 
 
 def _half_spacing(values: Wide, dtype: str) -> Wide:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from suri.export.certify import Certificate
 from suri.export.fold import Merge, MergeBaseName, Report, fold, open_merge, silent
+from suri.export.peft_merge import merged_weights
 from suri.export.publish import publish
 from suri.files import write_json
 from suri.model.config import ModelConfig, hf_config_of
@@ -50,7 +51,7 @@ def write_hf(
 
     Raises Corrupt where the certificate fails; then nothing is published.
     """
-    merge = open_merge(adapter, base, dtype=dtype, merge_base=merge_base)
+    merge = open_merge(adapter, base, dtype=dtype, merge_base=merge_base, dora=True)
 
     def write(folder: Path) -> None:
         write_weights(merge, folder, report)
@@ -110,7 +111,9 @@ def write_weights(merge: Merge, folder: Path, report: Report = silent) -> None:
 
 
 def _reported(merge: Merge, report: Report) -> Iterator[tuple[str, Tensor]]:
-    for done, pair in enumerate(fold(merge.base, merge.adapter, merge.dtype), 1):
+    dora = bool(merge.adapter.magnitudes)
+    weights, adapter = (merged_weights(merge), None) if dora else (merge.base, merge.adapter)
+    for done, pair in enumerate(fold(weights, adapter, merge.dtype), 1):
         report("folding", done, len(merge.base))
         yield pair
 
