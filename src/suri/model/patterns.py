@@ -29,7 +29,6 @@ def by_module(patterns: Any, modules: Iterable[str], name: str) -> dict[str, flo
         return {}
     if not isinstance(patterns, dict) or not all(map(_is_positive, patterns.values())):
         raise Corrupt(f"{name} is no table of numbers above 0", found=str(patterns)[:200])
-    compiled = [(_compiled(pattern, name), value) for pattern, value in patterns.items()]
     choices = sum(bool(CHOICE.search(pattern)) for pattern in patterns)
     if len(patterns) > MOST or choices > MOST_WITH_CHOICES:
         raise UsageError(
@@ -37,6 +36,7 @@ def by_module(patterns: Any, modules: Iterable[str], name: str) -> dict[str, flo
             found=f"{len(patterns)} patterns, {choices} of them with a choice",
             do=f"at most {MOST}, {MOST_WITH_CHOICES} of them with a choice; name the modules",
         )
+    compiled = [(_compiled(pattern, name), value) for pattern, value in patterns.items()]
     found = {}
     for module in modules:
         matching = (value for expression, value in compiled if expression.match(module))
