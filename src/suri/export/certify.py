@@ -12,7 +12,7 @@ from torch import Tensor
 from suri.errors import Corrupt, UsageError
 from suri.export.fold import Merge, Report, open_merge, silent
 from suri.export.peft_merge import unmerged_logits
-from suri.export.readers import decoder_logits, read_logits, read_tensors
+from suri.export.readers import decoder_logits, misplaced, read_logits, read_tensors
 from suri.export.recompute import AdapterFile, Wide, wide
 from suri.files import read_json, sha256
 from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE
@@ -114,7 +114,7 @@ def certify(merge: Merge, folder: Path, to: str, report: Report = silent) -> Cer
         "reader": reader,
     }
     report("checking", 4, 4)
-    return Certificate(to, (targets, others, *logits), record)
+    return Certificate(to, (targets, others, *check_index(folder), *logits), record)
 
 
 def check_targets(merge: Merge, output: Mapping[str, Tensor]) -> Check:
@@ -150,6 +150,14 @@ def check_others(merge: Merge, output: Mapping[str, Tensor], to: str) -> Check:
     )
     name = f"{len(others)} other tensors: how many are not the base's"
     return Check(name, wrong + len(strange), 0)
+
+
+def check_index(folder: Path) -> tuple[Check, ...]:
+    """Where the weights lie in several files, their index says in which; else nothing."""
+    wrong = misplaced(folder)
+    return (
+        () if wrong is None else (Check("names and files of the index that are wrong", wrong, 0),)
+    )
 
 
 def check_logits(merge: Merge, folder: Path, to: str) -> tuple[str, tuple[Check, ...]]:

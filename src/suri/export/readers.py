@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from suri.export.fold import MergeBase
 from suri.export.gguf_reader import GGUF_FILE, GgufTensors, transformers_gguf
 from suri.export.meta_decoder import MetaDecoder
+from suri.files import read_json
 from suri.model.attention import PackedAttention
 from suri.model.decoder import Decoder
 from suri.model.gguf_base import convert
@@ -19,6 +21,7 @@ from suri.model.vector_math import settle
 from suri.model.weights import open_weights
 
 Texts = Sequence[Sequence[int]]
+INDEX = "model.safetensors.index.json"
 
 
 def read_tensors(folder: Path, to: str, base: MergeBase) -> Mapping[str, Tensor]:
@@ -26,6 +29,21 @@ def read_tensors(folder: Path, to: str, base: MergeBase) -> Mapping[str, Tensor]
     if to == "gguf":
         return GgufTensors(folder, base.config, list(base))
     return open_weights(folder)
+
+
+def misplaced(folder: Path) -> int | None:
+    """How many tensors lie elsewhere than the folder's index says; None without an index.
+
+    Readers that open every shard do not see it; others make up what they do not find.
+    """
+    if not (folder / INDEX).is_file():
+        return None
+    said = set(read_json(folder / INDEX)["weight_map"].items())
+    found = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as shard:
+            found |= {(name, file.name) for name in shard.offset_keys()}
+    return len(said ^ found)
 
 
 def read_logits(folder: Path, to: str, texts: Texts) -> tuple[str, Tensor]:
