@@ -1,6 +1,8 @@
 """DoRA adapters: merged by peft, certified by a formula and by the model that was not merged."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,17 +10,21 @@ import torch
 from merges import files_in, make_adapter, make_base, merged_by_peft, peft_model, reference_logits
 from safetensors.torch import load_file, save_file
 
+from conftest import LLAMA3_ROPE
 from suri.cli.main import main
 from suri.errors import Corrupt, UsageError
 from suri.export import peft_merge
 from suri.export.certify import check_targets, verify
-from suri.export.fold import open_merge
+from suri.export.fold import MergeBase, open_merge
 from suri.export.gguf import write_gguf
 from suri.export.hf import write_hf
 from suri.export.meta import write_meta
 from suri.export.peft_merge import merged_weights, unmerged_logits
+from suri.export.readers import decoder_logits
+from suri.files import read_json, write_json
 from suri.model.adapter import WEIGHTS_FILE, read_adapter, write_adapter
 from suri.model.load import load_decoder
+from suri.model.weights import base_identity
 
 PLAIN = {"use_dora": True}
 MIXED = PLAIN | {
@@ -205,6 +211,48 @@ def test_a_base_in_metas_format_serves_too(tmp_path):
     assert second.passed
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert all(torch.equal(one[name], two[name]) for name in two)
+
+
+BASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "theta-of-2024": ("llama", {}, {"rope_theta": 70_000.0}),
+    "scaled-of-2024": ("llama", {}, {"rope_theta": 10_000.0, "rope_scaling": LLAMA3_ROPE}),
+    "mistral": ("mistral", {"sliding_window": 7}, {}),
+    "qwen2": ("qwen2", {"use_sliding_window": False}, {}),
+    "qwen3-tied": ("qwen3", {"head_dim": 10, "tie_word_embeddings": True}, {}),
+}
+"""Model type, what transformers saves, and what older versions of it wrote into config.json."""
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_pefts_model_is_the_base_that_our_decoder_reads(kind, tmp_path):
+    """With B zero and the rows' own lengths DoRA changes nothing: both give the same logits."""
+    model_type, changes, older = BASES[kind]
+    base = make_base(tmp_path / "base", model_type, **changes)
+    if older:
+        config = read_json(base / "config.json")
+        del config["rope_parameters"]
+        write_json(base / "config.json", config | older)
+    weights = MergeBase(base)
+    merge = open_merge(make_adapter(tmp_path / "adapter", base, use_dora=True), base, dora=True)
+    pairs = {name: (a, torch.zeros_like(b)) for name, (a, b) in merge.adapter.tensors.items()}
+    lengths = {name: weights[f"{name}.weight"].norm(dim=1) for name in pairs}
+    neutral = replace(merge, adapter=replace(merge.adapter, tensors=pairs, magnitudes=lengths))
+    ids = torch.randint(0, 131, (2, 40), generator=torch.Generator().manual_seed(6)).tolist()
+    theirs, ours = unmerged_logits(neutral, ids), decoder_logits(load_decoder(base), ids)
+    assert (theirs - ours).abs().max() <= 2e-4
+    assert write_hf(base, tmp_path / "adapter", tmp_path / "merged").passed
+
+
+def test_a_dora_adapter_of_nf4_gets_the_base_it_was_trained_on(base, adapter, tmp_path):
+    recorded = replace(read_adapter(adapter, dora=True), base=base_identity(base, "nf4"))
+    write_adapter(tmp_path / "adapter", recorded)
+    certificate = write_hf(None, tmp_path / "adapter", tmp_path / "merged")
+    assert certificate.passed
+    assert certificate.record["base"]["quantize"] == "nf4"
+    write_hf(None, tmp_path / "adapter", tmp_path / "original", merge_base="original")
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("merged", "original"))
+    for name in one:
+        assert torch.equal(one[name], two[name]) == ("_proj" not in name), name
 
 
 def test_the_command(base, adapter, tmp_path, capsys):

@@ -222,6 +222,7 @@ def test_truncated_and_pickled_adapters_are_refused(tiny: Path, tmp_path: Path) 
         {"modules_to_save": ["lm_head"]},
         {"bias": "all"},
         {"peft_type": "LOHA"},
+        {"megatron_config": {"x": 1}, "megatron_core": "antigravity"},
         {"init_lora_weights": "pissa_niter_4"},
         {"init_lora_weights": "OLoRA"},
     ],

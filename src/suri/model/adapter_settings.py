@@ -9,8 +9,9 @@ UNREAD = (
     "modules_to_save", "fan_in_fan_out", "layer_replication", "lora_bias", "target_parameters",
     "trainable_token_indices", "alora_invocation_tokens", "use_qalora", "use_bdlora",
     "arrow_config", "kasa_config", "velora_config", "monteclora_config",
+    "megatron_config",
 )  # fmt: skip
-"""Settings of PEFT under which W + scaling B A is not what the model computes."""
+"""PEFT's settings under which W + scaling B A is not what is computed, or a module is imported."""
 
 OF_ANOTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Ways to start that take something out of the base; PEFT's record of one means it is missing."""
