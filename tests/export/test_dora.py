@@ -192,6 +192,17 @@ def test_magnitudes_that_do_not_fit_are_refused(base, adapter, tmp_path, change)
         write_hf(base, own, tmp_path / "merged")
 
 
+def test_a_tensor_that_transformers_does_not_know_is_named(tmp_path):
+    base = make_base(tmp_path / "base")
+    adapter = make_dora(tmp_path / "adapter", base)
+    file = base / "model.safetensors"
+    strange = load_file(file) | {"model.vision.weight": torch.ones(3)}
+    save_file(strange, file, metadata={"format": "pt"})
+    with pytest.raises(Corrupt, match="does not take the weights") as caught:
+        write_hf(base, adapter, tmp_path / "merged")
+    assert "model.vision.weight" in caught.value.found
+
+
 def test_without_peft_the_package_is_named(base, adapter, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(UsageError, match="needs the package peft"):

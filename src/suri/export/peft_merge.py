@@ -4,13 +4,15 @@ The model is built from the checked base and the pairs that were read; nothing o
 configuration reaches peft but ranks, alphas and names. The whole model is in memory in fp32.
 """
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from suri.errors import UsageError
+from suri.errors import Corrupt, UsageError
 from suri.export.fold import Merge
 from suri.model.adapter import Adapter
 from suri.model.config import hf_config_of
@@ -34,27 +36,56 @@ def unmerged_logits(merge: Merge, texts: Sequence[Sequence[int]]) -> Tensor:
 def _peft_model(merge: Merge) -> Any:
     try:
         import peft
-        import transformers
+        import transformers  # noqa: F401
     except ImportError as problem:
         raise UsageError(
             f"merging a DoRA adapter needs the package {problem.name}",
             do='pip install "suri[reference]"',
         ) from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft's own, under this transformers
+        model = peft.get_peft_model(_base_model(merge), _settings(merge.adapter))
+    lost = peft.set_peft_model_state_dict(model, _tensors(merge.adapter))
+    assert not lost.unexpected_keys, lost
+    assert not any("lora_" in name for name in lost.missing_keys), lost
+    return model.eval()
+
+
+def _base_model(merge: Merge) -> Any:
+    """transformers' model of the base's family with these very weights, in fp32."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     raw = dict(merge.base.config.raw or hf_config_of(merge.base.config))
     raw.pop("quantization_config", None)
     raw.pop("auto_map", None)
     config = transformers.AutoConfig.for_model(**raw)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    lost = model.load_state_dict(dict(merge.base), strict=False)
-    tied = {"lm_head.weight"} if merge.base.config.tied_head else set()
-    assert not set(lost.missing_keys) - tied, lost
-    assert not lost.unexpected_keys, lost
-    adapter = merge.adapter
-    model = peft.get_peft_model(model, _settings(adapter))
-    lost = peft.set_peft_model_state_dict(model, _tensors(adapter))
-    assert not lost.unexpected_keys, lost
-    assert not any("lora_" in name for name in lost.missing_keys), lost
-    return model.eval()
+    family = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type])
+    # Copies, because the model takes them as its own and the merge is made in place.
+    weights = {name: merge.base[name].to(torch.float32, copy=True) for name in merge.base}
+    with _no_bars():
+        model, found = family.from_pretrained(
+            None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
+        )
+    if wrong := {name: kind for name, kind in found.items() if kind}:
+        raise Corrupt(
+            f"transformers does not take the weights of {merge.base.folder} as they are",
+            found=str(wrong)[:200],
+        )
+    return model
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _settings(adapter: Adapter) -> Any:
