@@ -17,6 +17,7 @@ from suri.export import meta
 from suri.export.certify import check_others, check_targets, verify
 from suri.export.checks import Check, compare_logits
 from suri.export.fold import fold, open_merge
+from suri.export.gguf import write_gguf
 from suri.export.hf import write_hf
 from suri.export.meta import write_meta
 from suri.export.probes import PROBES, probe_ids
@@ -69,6 +70,29 @@ def test_a_right_merge_passes_and_says_how_closely(steady, tmp_path, to, dtype):
     assert len(logits) == (2 if dtype == "bfloat16" else 1)
     assert all(check["passed"] for check in record["checks"])
     assert logits[0]["figure"] > 0
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("to", [*WRITERS, "gguf"])
+def test_modules_with_their_own_rank_and_alpha_merge_into_every_format(
+    steady, tmp_path, to, rslora
+):
+    base, _ = steady
+    own = {"rank_pattern": {"k_proj": 2}, "alpha_pattern": {"layers.1.self_attn.q_proj": 3.5}}
+    adapter = make_adapter(tmp_path / "adapter", base, use_rslora=rslora, **own)
+    write = WRITERS.get(to, write_gguf)
+    assert write(base, adapter, tmp_path / "merged", "float32").passed
+    card = (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")
+    assert "(r 2 to 5, alpha 3.5 to 12, on" in card
+    assert "W + s B A" in card
+    config = read_json(adapter / "adapter_config.json")
+    for forgotten in ({"alpha_pattern": {}}, {"alpha_pattern": {"q_proj": 3.5}}):
+        write_json(adapter / "adapter_config.json", config)
+        merge = open_merge(adapter, base)
+        output = dict(fold(merge.base, merge.adapter, merge.dtype))
+        assert check_targets(merge, output).passed
+        write_json(adapter / "adapter_config.json", config | forgotten)
+        assert not check_targets(merge, output).passed
 
 
 def test_the_record_holds_the_checksum_of_everything(base, adapter, tmp_path):
@@ -162,6 +186,13 @@ def test_one_number_off_by_two_roundings_is_found(base, adapter):
     check = check_targets(merge, output)
     assert not check.passed
     assert check.figure > 2
+
+
+def test_a_target_that_is_no_number_is_found(base, adapter):
+    merge = open_merge(adapter, base)
+    output = dict(fold(merge.base, merge.adapter, merge.dtype))
+    output["model.layers.1.self_attn.k_proj.weight"][2, 4] = math.nan
+    assert not check_targets(merge, output).passed
 
 
 def test_missing_and_extra_tensors_are_counted(base, adapter):

@@ -25,7 +25,16 @@ def adapter(tmp_path_factory, base) -> Path:
     return make_adapter(tmp_path_factory.mktemp("adapter"), base)
 
 
-@pytest.mark.parametrize("settings", [{}, {"use_rslora": True, "r": 3}, {"lora_alpha": 2.5}])
+OWN = {
+    "rank_pattern": {"k_proj": 2, r"layers\.1\.mlp\.down_proj": 7},
+    "alpha_pattern": {"layers.0.self_attn.k_proj": 5, "(q|o)_proj": 3.5},
+}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"use_rslora": True, "r": 3}, {"lora_alpha": 2.5}, OWN, OWN | {"use_rslora": True}],
+)
 def test_the_sum_is_pefts(base, tmp_path, settings):
     adapter = make_adapter(tmp_path, base, **settings)
     merge = open_merge(adapter)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,6 +82,77 @@ def test_we_read_what_peft_writes(tiny: Path, tmp_path: Path, rslora: bool) -> N
     assert adapter.scaling == pytest.approx(7 / 3**0.5 if rslora else 7 / 3)
 
 
+OWN: dict[str, Any] = {
+    "rank_pattern": {"k_proj": 2, r"layers\.1\.mlp\.(?:up|down)_proj": 7},
+    "alpha_pattern": {"^model.layers.0.self_attn.k_proj": 5, "(up|q)_proj": 3.5},
+}
+
+
+def mixed_by_peft(tiny: Path, folder: Path, rslora: bool) -> Any:
+    """A model of peft's making whose modules have ranks and alphas of their own, saved."""
+    from peft import LoraConfig, get_peft_model
+
+    targets = ["q_proj", "k_proj", "up_proj", "down_proj"]
+    model = get_peft_model(
+        reference(tiny, torch.float32),
+        LoraConfig(task_type="CAUSAL_LM", r=3, lora_alpha=7, target_modules=targets,
+                   use_rslora=rslora, **OWN),
+    )  # fmt: skip
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if "lora_B" in name:
+                tensor.normal_(generator=seeded(2)).mul_(0.1)
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_modules_may_have_their_own_rank_and_alpha(
+    tiny: Path, tmp_path: Path, rslora: bool
+) -> None:
+    model = mixed_by_peft(tiny, tmp_path, rslora)
+    adapter = read_adapter(tmp_path)
+    scaled = {
+        name.removeprefix("base_model.model."): module.scaling["default"]
+        for name, module in model.named_modules()
+        if hasattr(module, "lora_A")
+    }
+    assert {name: adapter.scaling_of(name) for name in adapter.tensors} == pytest.approx(scaled)
+    assert len({round(scaling, 6) for scaling in scaled.values()}) == 6
+    ids = torch.randint(0, 131, (19,), generator=seeded(5))
+    with torch.no_grad():
+        theirs = model(ids[None]).logits[0]
+    ours = packed_logits(load_decoder(tiny, adapter=adapter), [ids])
+    assert (ours - theirs).abs().max() <= 2e-4
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_own_ranks_and_alphas_are_written_back(tiny: Path, tmp_path: Path, rslora: bool) -> None:
+    from peft import PeftModel
+
+    model = mixed_by_peft(tiny, tmp_path / "theirs", rslora)
+    adapter = read_adapter(tmp_path / "theirs")
+    write_adapter(tmp_path / "ours", adapter)
+    again = read_adapter(tmp_path / "ours")
+    assert {n: again.scaling_of(n) for n in again.tensors} == {
+        n: adapter.scaling_of(n) for n in adapter.tensors
+    }
+    ids = torch.randint(0, 131, (1, 19), generator=seeded(5))
+    with torch.no_grad():
+        first = model(ids).logits
+        second = PeftModel.from_pretrained(reference(tiny, torch.float32), tmp_path / "ours")(ids)
+    assert torch.equal(first, second.logits)
+
+
+def test_a_rank_that_its_pattern_does_not_say_is_corrupt(tiny: Path, tmp_path: Path) -> None:
+    mixed_by_peft(tiny, tmp_path, rslora=False)
+    config = json.loads((tmp_path / CONFIG_FILE).read_text())
+    for rank in ({"k_proj": 4}, {}):
+        (tmp_path / CONFIG_FILE).write_text(json.dumps(config | {"rank_pattern": rank}))
+        with pytest.raises(Corrupt, match="other ranks"):
+            read_adapter(tmp_path)
+
+
 def test_weight_delta_by_hand(tiny: Path) -> None:
     adapter = random_adapter(tiny)
     a, b = adapter.tensors["model.layers.1.mlp.down_proj"]
@@ -141,11 +213,55 @@ def test_truncated_and_pickled_adapters_are_refused(tiny: Path, tmp_path: Path) 
         read_adapter(tmp_path)
 
 
-def test_other_kinds_of_adapter_are_named(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"use_dora": True},
+        {"alora_invocation_tokens": [5]},
+        {"use_qalora": True},
+        {"modules_to_save": ["lm_head"]},
+        {"bias": "all"},
+        {"peft_type": "LOHA"},
+        {"megatron_config": {"x": 1}, "megatron_core": "antigravity"},
+        {"init_lora_weights": "pissa_niter_4"},
+        {"init_lora_weights": "OLoRA"},
+    ],
+)
+def test_other_kinds_of_adapter_are_named(tiny: Path, tmp_path: Path, setting: Any) -> None:
     write_adapter(tmp_path, random_adapter(tiny))
     config = json.loads((tmp_path / CONFIG_FILE).read_text())
-    (tmp_path / CONFIG_FILE).write_text(json.dumps(config | {"use_dora": True}))
-    with pytest.raises(UsageError, match="use_dora"):
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config | setting))
+    with pytest.raises(UsageError, match=next(iter(setting))):
+        read_adapter(tmp_path)
+
+
+def test_a_pair_on_top_of_another_base_is_refused(tiny: Path, tmp_path: Path) -> None:
+    """peft's PiSSA, saved as it is, adds to what is left of the base and not to the base."""
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(task_type="CAUSAL_LM", r=3, lora_alpha=7, target_modules=["q_proj"],
+                          init_lora_weights="pissa")  # fmt: skip
+    model = get_peft_model(reference(tiny, torch.float32), settings)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="another base"):
+        read_adapter(tmp_path)
+    config = json.loads((tmp_path / CONFIG_FILE).read_text())
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config | {"init_lora_weights": True}))
+    ids = torch.randint(0, 131, (1, 19), generator=seeded(5))
+    with torch.no_grad():
+        theirs = model(ids).logits[0]
+    ours = packed_logits(load_decoder(tiny, adapter=read_adapter(tmp_path)), [ids[0]])
+    assert (ours - theirs).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("number", ["01", "-1", "0" * 50, "9" * 5000])
+def test_layers_have_plain_numbers(tiny: Path, tmp_path: Path, number: str) -> None:
+    """`layers.01` would be no module of the decoder, and be left out without a word."""
+    write_adapter(tmp_path, random_adapter(tiny))
+    tensors = load_file(tmp_path / WEIGHTS_FILE)
+    changed = {k.replace("layers.1.", f"layers.{number}."): v for k, v in tensors.items()}
+    save_file(changed, tmp_path / WEIGHTS_FILE)
+    with pytest.raises(Corrupt, match="something else"):
         read_adapter(tmp_path)
 
 

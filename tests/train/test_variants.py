@@ -147,26 +147,30 @@ def test_a_run_goes_on_bit_for_bit(
     assert metrics(tmp_path / "cut", "train/loss") == metrics(tmp_path / "whole", "train/loss")
 
 
-def test_a_dora_run_names_the_way_to_use_it(
+def test_a_dora_run_names_the_way_to_use_it_and_the_way_works(
     tiny: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     main(["train", "--base_model", str(tiny), "--data_path", str(rows), "--val_set_size", "2",
-          "--max_steps", "1", "--engine", "reference", "--lora_variant", "dora",
+          "--max_steps", "2", "--engine", "reference", "--lora_variant", "dora",
           "--output_dir", str(run)])  # fmt: skip
-    said = capsys.readouterr().out
-    assert "suri chat" not in said
-    assert "suri merge" not in said
-    assert "merge_and_unload()" in said
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"suri merge {run} --to hf --output_dir {run}-hf" in said
+    assert f"suri chat {run}-hf" in said
+    assert f"suri chat {run} " not in said
     card = (run / "README.md").read_text(encoding="utf-8")
-    assert "merge_and_unload()" in card
-    assert "suri chat" not in card
-    with pytest.raises(UsageError, match=r"merge_and_unload\(\)"):
+    assert "suri merge DIR --to hf" in card
+    assert "suri chat DIR" not in card
+    with pytest.raises(UsageError, match="DoRA") as caught:
         open_model(str(run))
+    assert f"suri merge {run} --to hf" in caught.value.do
     with pytest.raises(SystemExit) as ended:
-        main(["merge", str(run), "--to", "hf", "--output_dir", str(tmp_path / "merged")])
+        main(["merge", str(run), "--to", "meta", "--output_dir", str(tmp_path / "meta")])
     assert ended.value.code == 2
-    assert "use_dora" in capsys.readouterr().err
+    assert "--to hf" in capsys.readouterr().err
+    main(["merge", str(run), "--to", "hf", "--output_dir", f"{run}-hf"])
+    main(["verify", f"{run}-hf"])
+    assert open_model(f"{run}-hf").engine
 
 
 def test_a_pissa_run_merges_with_a_certificate(tiny: Path, rows: Path, tmp_path: Path) -> None:

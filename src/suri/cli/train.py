@@ -23,8 +23,6 @@ from suri.cli.flags import parse
 from suri.files import readable_bytes
 from suri.recipe import ALPACA_LORA, GREEDY, Recipe, recipe_from_toml, with_settings
 
-OUTSIDE = "with peft: PeftModel.from_pretrained(base, folder), or its merge_and_unload()"
-"""How a DoRA adapter is used, which no other verb reads."""
 NOT_USED = ("--wandb_watch", "--wandb_log_model")
 
 
@@ -158,13 +156,11 @@ class Screen:
             f"peak memory {readable_bytes(result['peak_memory_bytes'])}\n{loss}\n"
             f"  adapter: {name}  ({result['weights']})"
         )
+        merge = f"suri merge {name} --to hf --output_dir {name}-hf"
         if result["lora_variant"] == "dora":
-            self.console.print(f"  use:     {OUTSIDE}")
+            self.console.print(f"  merge:   {merge}\n  chat:    suri chat {name}-hf, once merged")
             return
-        self.console.print(
-            f"  chat:    suri chat {name}\n"
-            f"  merge:   suri merge {name} --to hf --output_dir {name}-hf"
-        )
+        self.console.print(f"  chat:    suri chat {name}\n  merge:   {merge}")
 
     def _show_curve(self, folder: Path) -> None:
         from suri.files import read_json_lines

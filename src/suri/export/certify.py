@@ -1,7 +1,5 @@
 """The certificate: proof that what lies on disk is the base plus the adapter, and nothing else."""
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import safe_open
 from torch import Tensor
 
 from suri.errors import Corrupt, UsageError
@@ -21,16 +18,19 @@ from suri.export.checks import (
     half_spacing,
     same_bits,
     wide,
-)  # fmt: skip
+)
 from suri.export.fold import DTYPES, Q8_0, Merge, Report, open_merge, silent
 from suri.export.gguf_reader import GgufTensors
 from suri.export.llama_cpp_check import check_with_llama_cpp
+from suri.export.peft_merge import unmerged_logits
 from suri.export.probes import probe_ids
-from suri.export.readers import read_logits, read_tensors
+from suri.export.readers import misplaced, read_logits, read_tensors
+from suri.export.recompute import AdapterFile
 from suri.files import fingerprint, read_object, well_formed
 from suri.manifest import changed_files
 from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE
 from suri.model.load import layered_logits
+from suri.model.weights import Weights
 
 FILE = "certificate.json"
 ROWS = 64
@@ -92,33 +92,27 @@ def certify(merge: Merge, folder: Path, to: str, report: Report = silent) -> Cer
         **readers,
     }
     report("checking", 4, 4)
-    return Certificate(to, (targets, others, *logits), record)
+    return Certificate(to, (targets, others, *check_index(folder), *logits), record)
 
 
 def check_targets(merge: Merge, output: Mapping[str, Tensor]) -> Check:
-    """Every target is W + scaling * B A within one rounding, on seeded rows of each.
+    """Every target is what the adapter's file makes of it, within one rounding, on seeded rows.
 
-    The sum is computed again in fp64 from the adapter's file, apart from all other code. The
-    figure is the largest error, where 1 is half the output format's spacing there plus what
-    fp32 may lose on a sum of r products.
+    The figure is the largest error, where 1 is half the output format's spacing there plus what
+    fp32 may lose on the way.
     """
     worst = 0.0
-    config = json.loads((merge.adapter_folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    r = config["r"]
-    scaling = config["lora_alpha"] / (math.sqrt(r) if config.get("use_rslora") else r)
-    with safe_open(merge.adapter_folder / WEIGHTS_FILE, framework="pt") as file:
-        for number, name in enumerate(_targets(merge)):
-            module = f"base_model.model.{name.removesuffix('.weight')}"
-            a = wide(file.get_tensor(f"{module}.lora_A.weight"))
-            b = wide(file.get_tensor(f"{module}.lora_B.weight"))
-            count = min(ROWS, len(b))
-            rows = np.sort(np.random.default_rng(number).choice(len(b), count, replace=False))
-            weight = wide(merge.base.rows(name, rows.tolist()))
-            exact = weight + scaling * (b[rows] @ a)
-            terms = np.abs(weight) + scaling * (np.abs(b[rows]) @ np.abs(a))
-            error = _rounding(merge, output, name, rows, exact, (r + 4) * 2.0**-24 * terms)
-            worst = float(np.maximum(worst, error))  # which keeps what is not a number
-    return Check(f"{len(_targets(merge))} targets: largest error of W + BA, in roundings", worst, 1)
+    adapter = AdapterFile(merge.adapter_folder)
+    for number, module in enumerate(adapter.modules):
+        name = f"{module}.weight"
+        count = merge.base.shape(name)[0]
+        chosen = np.random.default_rng(number).choice(count, min(ROWS, count), replace=False)
+        rows = np.sort(chosen)
+        exact, lost = adapter.rows(module, wide(merge.base.rows(name, rows.tolist())), rows)
+        error = _rounding(merge, output, name, rows, exact, lost)
+        worst = float(np.maximum(worst, error))  # max() would forget what is no number
+    title = f"{len(adapter.modules)} targets: largest error of {adapter.formula}, in roundings"
+    return Check(title, worst, 1)
 
 
 def check_others(merge: Merge, output: Mapping[str, Tensor], to: str) -> Check:
@@ -135,18 +129,31 @@ def check_others(merge: Merge, output: Mapping[str, Tensor], to: str) -> Check:
     return Check(name, wrong + len(strange), 0)
 
 
+def check_index(folder: Path) -> tuple[Check, ...]:
+    """Where the weights lie in several files, their index says in which; else nothing."""
+    wrong = misplaced(folder)
+    return (
+        () if wrong is None else (Check("names and files of the index that are wrong", wrong, 0),)
+    )
+
+
 def check_logits(merge: Merge, folder: Path, to: str) -> tuple[dict[str, Any], tuple[Check, ...]]:
     """Who read the folder from disk, and its logits against base + unmerged adapter in fp32."""
     texts = probe_ids(merge)
-    expected = layered_logits(
-        merge.base.folder, texts, quantize=merge.quantize, adapter=merge.adapter
-    )
+    expected = _unmerged_logits(merge, texts)
     reader, found = read_logits(folder, to, texts)
     checks = compare_logits(expected, found, merge.dtype_name)
     if to != "gguf":
         return {"reader": reader}, checks
     record, more = check_with_llama_cpp(merge, folder, texts, expected)
     return {"reader": reader, "llama.cpp": record}, (*checks, *more)
+
+
+def _unmerged_logits(merge: Merge, texts: list[list[int]]) -> Tensor:
+    if merge.adapter.magnitudes:
+        return unmerged_logits(merge, texts)
+    folder, adapter = merge.base.folder, merge.adapter
+    return layered_logits(folder, texts, quantize=merge.quantize, adapter=adapter)
 
 
 def verify(folder: Path, report: Report = silent) -> tuple[Certificate, str]:
@@ -170,6 +177,7 @@ def verify(folder: Path, report: Report = silent) -> tuple[Certificate, str]:
         dtype=record["dtype"],
         merge_base="dequantized" if record["base"]["quantize"] == "nf4" else "original",
         to=record["to"],
+        dora=True,
     )
     readers, checks = check_logits(merge, folder, record["to"])
     report("verifying", 2, 2)
@@ -208,12 +216,7 @@ def _base_files(merge: Merge) -> list[str]:
 
 
 def _targets(merge: Merge) -> list[str]:
-    """Weights that the adapter's file names, whatever was made of it since."""
-    with safe_open(merge.adapter_folder / WEIGHTS_FILE, framework="pt") as file:
-        keys = [key for key in file.keys() if key.endswith(".lora_A.weight")]  # noqa: SIM118
-    return [
-        key.removeprefix("base_model.model.").replace(".lora_A.weight", ".weight") for key in keys
-    ]
+    return [f"{module}.weight" for module in AdapterFile(merge.adapter_folder).modules]
 
 
 def _rounding(
@@ -225,7 +228,11 @@ def _rounding(
     # Beside q8_0 lie the tensors whose rows make no whole blocks.
     dtype = "float16" if merge.rounded_to else merge.dtype_name
     allowed = half_spacing(exact, dtype) + slack
-    return float(np.max(np.abs(wide(output[name][rows]) - exact) / allowed))
+    if isinstance(output, Weights):
+        found = output.stored(name).read(rows.tolist())
+    else:
+        found = output[name][rows]
+    return float(np.max(np.abs(wide(found) - exact) / allowed))
 
 
 def _is_bases(merge: Merge, output: Mapping[str, Tensor], name: str, source: str, to: str) -> bool:

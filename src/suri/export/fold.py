@@ -113,14 +113,16 @@ def open_merge(
     dtype: str = "auto",
     merge_base: MergeBaseName = "dequantized",
     to: str = "",
+    dora: bool = False,
 ) -> Merge:
     """Open an adapter and its base (the recorded one unless given) and check that they fit.
 
     `dtype` auto is the base's own, q8_0 is for `to` gguf alone. `merge_base` matters for adapters
-    trained on nf4 alone.
+    trained on nf4 alone. With `dora` a DoRA adapter is taken too, for those who leave the merging
+    to peft.
     Raises UsageError for another base than the adapter's, listing what does not fit.
     """
-    adapter = read_adapter(adapter_folder)
+    adapter = read_adapter(adapter_folder, dora=dora)
     folder = base_folder or recorded_base(adapter_folder)
     _check_same_base(adapter, folder)
     trained_on_nf4 = adapter.base.get("quantize") == "nf4"

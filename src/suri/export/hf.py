@@ -12,6 +12,7 @@ from torch import Tensor
 
 from suri.export.certify import Certificate
 from suri.export.fold import Merge, MergeBaseName, Report, fold, open_merge, silent
+from suri.export.peft_merge import merged_weights
 from suri.export.publish import publish
 from suri.files import fault, replacing, write_json
 from suri.model.config import ModelConfig, hf_config_of
@@ -49,7 +50,7 @@ def write_hf(
 
     Raises Corrupt where the certificate fails; then nothing is published.
     """
-    merge = open_merge(adapter, base, dtype=dtype, merge_base=merge_base)
+    merge = open_merge(adapter, base, dtype=dtype, merge_base=merge_base, dora=True)
 
     def write(folder: Path) -> None:
         write_weights(merge, folder, report)
@@ -94,6 +95,8 @@ def write_weights(merge: Merge, folder: Path, report: Report = silent) -> None:
     size = merge.dtype.itemsize
     shapes = {name: merge.base.shape(name) for name in merge.base}
     shards = _shards({name: size * math.prod(shape) for name, shape in shapes.items()})
+    dora = bool(merge.adapter.magnitudes)
+    weights, adapter = (merged_weights(merge), None) if dora else (merge.base, merge.adapter)
     places: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
@@ -101,7 +104,7 @@ def write_weights(merge: Merge, folder: Path, report: Report = silent) -> None:
         if not (folder / file).exists():  # whole, of a merge that was killed
             entries = [(name, shapes[name]) for name in names]
             with replacing(folder / file) as temporary:
-                stream = fold(merge.base, merge.adapter, merge.dtype, names)
+                stream = fold(weights, adapter, merge.dtype, names)
                 told = _reported(stream, report, len(places), len(merge.base))
                 write_safetensors(temporary, entries, merge.dtype, told)
             fault("merge.shard")

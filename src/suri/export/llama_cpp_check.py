@@ -17,7 +17,7 @@ from suri.export.gguf_reader import GGUF_FILE
 from suri.export.llama_cpp import read
 from suri.export.probes import PROBES
 
-DIVERGENCE = {"float32": 1e-5, "float16": 1e-4, "bfloat16": 1e-3, "q8_0": 2e-2}
+DIVERGENCE = {"float32": 2e-4, "float16": 5e-4, "bfloat16": 1e-3, "q8_0": 2e-2}
 SAME_SHARE = {"bfloat16": 0.98, "q8_0": 0.88}
 """Wider than for readers in fp32: llama.cpp keeps keys and values in fp16, and rounds what it
 multiplies by the weights to their own type. On the embedded base it came to 5e-7, 5e-6, 2e-4 and

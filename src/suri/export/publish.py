@@ -19,7 +19,7 @@ from suri.files import (
     write_text,
 )
 from suri.locks import claiming
-from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE
+from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter
 from suri.model.tokenizer import CHAT_TEMPLATE
 
 CARD = """\
@@ -31,8 +31,8 @@ tags: [lora, merged]
 
 # {base} + {adapter}, merged
 
-The weights of `{base}` with the LoRA adapter `{adapter}` (r {r}, alpha {alpha:g}, on {targets})
-added to them: W + {scaling:g} B A in fp32, rounded once to {dtype}.{quantized}
+The weights of `{base}` with the LoRA adapter `{adapter}` (r {r}, alpha {alpha}, on {targets})
+merged into them: {formula} in fp32, rounded once to {dtype}.{quantized}
 
 `certificate.json` records how this was checked after the files were read back, and the checksum
 of every file. `suri verify` checks it again; `suri chat` opens this folder. The prompt that the
@@ -98,12 +98,27 @@ def _write_companions(merge: Merge, folder: Path, to: str) -> None:
         library={"hf": "transformers", "gguf": "gguf"}.get(to, "pytorch"),
         base=merge.base.folder.absolute().name,
         adapter=merge.adapter_folder.absolute().name,
-        r=merge.adapter.r,
-        alpha=merge.adapter.alpha,
-        scaling=merge.adapter.scaling,
+        r=_spread(merge.adapter, merge.adapter.rank_of),
+        alpha=_spread(merge.adapter, merge.adapter.alpha_of),
+        formula=_formula(merge.adapter),
         targets=", ".join(merge.adapter.targets),
         dtype=merge.dtype_name,
         quantized=quantized,
         licence=f"\n\nLicence of the data that the adapter learned: {licence}." if licence else "",
     )
     write_text(folder / "README.md", card)
+
+
+def _formula(adapter: Adapter) -> str:
+    """What was made of a weight W, as text."""
+    if adapter.magnitudes:
+        scaling = _spread(adapter, adapter.scaling_of)
+        return f"DoRA's m (W + s B A) / |W + s B A| by row, s {scaling}, by peft"
+    scaling = _spread(adapter, adapter.scaling_of)
+    return f"W + s B A, s {scaling} by module," if " to " in scaling else f"W + {scaling} B A"
+
+
+def _spread(adapter: Adapter, of: Callable[[str], float]) -> str:
+    """One number, or from the least to the largest of the adapter's modules."""
+    numbers = sorted({of(module) for module in adapter.tensors})
+    return " to ".join(f"{number:g}" for number in (numbers[:1] + numbers[1:][-1:]))

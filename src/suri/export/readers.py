@@ -7,12 +7,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from suri.export.fold import MergeBase
 from suri.export.gguf_reader import GGUF_FILE, GgufTensors, transformers_gguf
 from suri.export.meta_decoder import MetaDecoder
 from suri.export.streamed import streamed_logits
+from suri.files import read_object
 from suri.model.gguf_base import convert
 from suri.model.load import layered_logits
 from suri.model.vector_math import settle
@@ -21,6 +23,7 @@ from suri.model.weights import open_weights
 Texts = Sequence[Sequence[int]]
 LARGE_BYTES = 4_000_000_000
 """Weight files of more bytes are read by transformers one module at a time, not as a whole."""
+INDEX = "model.safetensors.index.json"
 
 
 def read_tensors(folder: Path, to: str, base: MergeBase) -> Mapping[str, Tensor]:
@@ -28,6 +31,21 @@ def read_tensors(folder: Path, to: str, base: MergeBase) -> Mapping[str, Tensor]
     if to == "gguf":
         return GgufTensors(folder, base.config, list(base))
     return open_weights(folder)
+
+
+def misplaced(folder: Path) -> int | None:
+    """How many tensors lie elsewhere than the folder's index says; None without an index.
+
+    Readers that open every shard do not see it; others make up what they do not find.
+    """
+    if not (folder / INDEX).is_file():
+        return None
+    said = set(read_object(folder / INDEX)["weight_map"].items())
+    found = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as shard:
+            found |= {(name, file.name) for name in shard.offset_keys()}
+    return len(said ^ found)
 
 
 def read_logits(folder: Path, to: str, texts: Texts) -> tuple[str, Tensor]:

@@ -1,6 +1,5 @@
 """The adapter as tensors and as PEFT's folder format, checked before a byte of it is used."""
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,10 +12,12 @@ from torch import Tensor
 from suri.errors import Corrupt, UsageError
 from suri.files import read_object, write_bytes, write_json
 from suri.manifest import MANIFEST, check_manifest
+from suri.model.adapter_settings import check_settings
 from suri.model.config import ModelConfig
 from suri.model.decoder import Decoder
 from suri.model.linear import Linear, LowRank
-from suri.model.lora import initial_pair, low_rank
+from suri.model.lora import initial_pair, low_rank, scaling_of
+from suri.model.patterns import by_module
 from suri.recipe import Quantize
 
 CONFIG_FILE, WEIGHTS_FILE, BASE_FILE = (
@@ -26,22 +27,20 @@ CONFIG_FILE, WEIGHTS_FILE, BASE_FILE = (
 )
 
 KEY = re.compile(
-    r"base_model\.model\.(model\.layers\.\d+\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj))"
+    r"base_model\.model\.(model\.layers\.(?:0|[1-9]\d{0,4})\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj))"
     r"\.lora_([AB])\.weight"
 )
 
-
 MAGNITUDE = ".lora_magnitude_vector"
-MOST = 1e6
-"""Above this, neither a rank nor an alpha is one."""
 
 
 @dataclass(frozen=True)
 class Adapter:
     """Low-rank pairs by HF module name: A [r, in] and B [out, r], fp32.
 
-    `magnitudes` are DoRA's (arXiv:2402.09353): the length [out] of every row of W + scaling B A.
-    They are kept in files alone; nothing here computes with them.
+    `r` and `alpha` are those of most modules; a pair's own rank is its shape's, and `alphas` holds
+    the modules with an alpha of their own. `magnitudes` are DoRA's (arXiv:2402.09353): the length
+    [out] of every row of the result. Nothing here computes with them.
     """
 
     r: int
@@ -52,21 +51,36 @@ class Adapter:
     rslora: bool = False
     base: dict[str, Any] = field(default_factory=dict)
     magnitudes: Mapping[str, Tensor] = field(default_factory=dict)
+    alphas: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def scaling(self) -> float:
-        """Alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (arXiv:2312.03732)."""
-        return self.alpha / (math.sqrt(self.r) if self.rslora else self.r)
+        """The scaling of the modules without a rank or alpha of their own."""
+        return scaling_of(self.alpha, self.r, self.rslora)
+
+    def scaling_of(self, module: str) -> float:
+        """The scaling of one module, by its own rank and alpha."""
+        return scaling_of(self.alpha_of(module), self.rank_of(module), self.rslora)
+
+    def alpha_of(self, module: str) -> float:
+        """The module's own alpha, or that of most."""
+        return self.alphas.get(module, self.alpha)
+
+    def rank_of(self, module: str) -> int:
+        """The rank of a module's pair."""
+        return len(self.tensors[module][0])
 
     def weight_delta(
         self, module: str, rows: slice = slice(None), onto: Tensor | None = None
     ) -> Tensor:
         """Scaling * B A for these rows of a module's weight, fp32 [rows, in]; added to `onto`."""
+        assert not self.magnitudes, "a DoRA adapter is no sum"
         a, b = self.tensors[module]
-        return low_rank(b[rows].float(), a.float().t(), self.scaling, onto)
+        return low_rank(b[rows].float(), a.float().t(), self.scaling_of(module), onto)
 
     def attach(self, decoder: Decoder, *, trainable: bool = False) -> None:
         """Put the pairs into the decoder's linears; raises UsageError listing all misfits."""
+        assert not self.magnitudes, "a DoRA adapter is no sum"
         self.check_fits(decoder.config)
         for number, (name, fused, part) in enumerate(decoder.linears()):
             if name in self.tensors:
@@ -75,7 +89,7 @@ class Adapter:
     def attach_to(self, name: str, fused: Linear, part: str, number: int = 0) -> LowRank:
         """Put a module's pair into that part of a linear; `number` marks its dropout."""
         a, b = (tensor.detach().clone().to(fused.device) for tensor in self.tensors[name])
-        fused.pairs[part] = pair = LowRank(a, b, self.scaling, number)
+        fused.pairs[part] = pair = LowRank(a, b, self.scaling_of(name), number)
         return pair
 
     def check_fits(self, config: ModelConfig) -> None:
@@ -123,6 +137,11 @@ def write_adapter(folder: Path, adapter: Adapter) -> None:
         for letter, tensor in (("A", a), ("B", b)):
             key = f"base_model.model.{name}.lora_{letter}.weight"
             tensors[key] = tensor.detach().to("cpu", torch.float32).contiguous()
+    ranks = {name: adapter.rank_of(name) for name in adapter.tensors}
+    own = {
+        "rank_pattern": {name: rank for name, rank in ranks.items() if rank != adapter.r},
+        "alpha_pattern": dict(adapter.alphas),
+    }
     for name, magnitude in adapter.magnitudes.items():
         tensors[f"base_model.model.{name}{MAGNITUDE}"] = magnitude.contiguous()
     write_bytes(folder / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
@@ -143,23 +162,30 @@ def write_adapter(folder: Path, adapter: Adapter) -> None:
             "modules_to_save": None,
             "inference_mode": True,
         }
+        | {name: pattern for name, pattern in own.items() if pattern}
         | ({"use_dora": True} if adapter.magnitudes else {}),
     )
 
 
 def read_adapter(folder: Path, *, dora: bool = False) -> Adapter:
-    """Read a PEFT adapter folder; only plain low-rank pairs with known names are accepted.
+    """Read a PEFT adapter folder; only low-rank pairs with known names are accepted.
 
-    With `dora`, which is for a run that goes on, a DoRA adapter's magnitudes are read too. Where
+    With `dora` a DoRA adapter's magnitudes are read too: to train on, or to merge by peft. Where
     a run of ours recorded checksums, they are checked: another scaling would go unnoticed.
     """
     if (folder / MANIFEST).is_file() and (folder / BASE_FILE).is_file():
         check_manifest(folder, CONFIG_FILE, WEIGHTS_FILE, BASE_FILE)
     config = _read_config(folder, dora)
-    tensors, magnitudes = _read_tensors(folder / WEIGHTS_FILE, dora)
-    ranks = {b.shape[1] for _, b in tensors.values()} | {a.shape[0] for a, _ in tensors.values()}
-    if ranks != {config["r"]}:
-        raise Corrupt(f"{folder}: the pairs' ranks are {sorted(ranks)}", found=f"r = {config['r']}")
+    tensors, magnitudes = _read_tensors(folder / WEIGHTS_FILE, bool(config.get("use_dora")))
+    file = folder / CONFIG_FILE
+    own = by_module(config.get("rank_pattern"), tensors, f"{file}: rank_pattern")
+    wrong = [
+        f"{name} has rank {len(a)}, not {own.get(name, config['r']):g}"
+        for name, (a, _) in tensors.items()
+        if len(a) != own.get(name, config["r"])
+    ]
+    if wrong:
+        raise Corrupt(f"{folder}: the pairs have other ranks than {file.name} says", found=wrong[0])
     return Adapter(
         r=int(config["r"]),
         alpha=float(config["lora_alpha"]),
@@ -169,6 +195,7 @@ def read_adapter(folder: Path, *, dora: bool = False) -> Adapter:
         rslora=bool(config.get("use_rslora")),
         base=base_of(folder),
         magnitudes=magnitudes,
+        alphas=by_module(config.get("alpha_pattern"), tensors, f"{file}: alpha_pattern"),
     )
 
 
@@ -202,29 +229,7 @@ def _read_config(folder: Path, dora: bool) -> dict[str, Any]:
             do="give the output_dir of a finished training",
         )
     config = read_object(folder / CONFIG_FILE)
-    unsupported = [
-        name
-        for name in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern",
-                     "fan_in_fan_out", "layer_replication", "lora_bias")
-        if config.get(name) and not (dora and name == "use_dora")
-    ]  # fmt: skip
-    if config.get("bias", "none") != "none":
-        unsupported.append("bias")
-    if config.get("peft_type") != "LORA":
-        unsupported.append(f"peft_type {config.get('peft_type')}")
-    if unsupported:
-        raise UsageError(
-            f"{folder} is an adapter of a kind that is not read here",
-            found=", ".join(unsupported),
-            do="plain LoRA adapters are; peft's merge_and_unload() makes a model of this one",
-        )
-    plausible = {"r": (1, MOST), "lora_alpha": (1e-9, MOST), "lora_dropout": (0, 1)}
-    for name, (least, most) in plausible.items():
-        value = config.get(name) or 0
-        if type(value) not in (int, float) or not least <= value <= most:
-            raise Corrupt(f"{folder}/{CONFIG_FILE}: {name} is {config.get(name)!r:.80}")
-    if not isinstance(config.get("use_rslora", False), bool | None):
-        raise Corrupt(f"{folder}/{CONFIG_FILE}: use_rslora is {config['use_rslora']!r:.80}")
+    check_settings(folder, config, dora)
     return config
 
 
@@ -246,7 +251,7 @@ def _read_tensors(
     except (SafetensorError, OSError) as problem:
         raise Corrupt(f"{file} is not a whole safetensors file", found=str(problem)) from None
     magnitudes = {
-        key.removeprefix("base_model.model.").removesuffix(MAGNITUDE): loaded.pop(key)
+        key.removeprefix("base_model.model.").removesuffix(MAGNITUDE): loaded.pop(key).float()
         for key in list(loaded)
         if dora and key.endswith(MAGNITUDE)
     }
@@ -262,7 +267,23 @@ def _read_tensors(
         match = KEY.fullmatch(key)
         assert match is not None
         halves.setdefault(match[1], {})[match[2]] = tensor.float()
-    return {name: _checked_pair(file, name, pair) for name, pair in halves.items()}, magnitudes
+    pairs = {name: _checked_pair(file, name, pair) for name, pair in halves.items()}
+    if dora:
+        _check_magnitudes(file, pairs, magnitudes)
+    return pairs, magnitudes
+
+
+def _check_magnitudes(
+    file: Path, pairs: dict[str, tuple[Tensor, Tensor]], magnitudes: dict[str, Tensor]
+) -> None:
+    """Raise Corrupt where not every pair has a finite length for each of its rows."""
+    wrong = set(pairs) ^ set(magnitudes)
+    for name in set(pairs) & set(magnitudes):
+        found = magnitudes[name]
+        if found.shape != pairs[name][1].shape[:1] or not bool(torch.isfinite(found).all()):
+            wrong.add(name)
+    if wrong:
+        raise Corrupt(f"{file}: magnitudes do not fit their pairs", found=min(wrong))
 
 
 def _checked_pair(file: Path, name: str, pair: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

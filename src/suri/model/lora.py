@@ -14,6 +14,11 @@ import torch
 from torch import Tensor
 
 
+def scaling_of(alpha: float, r: int, rslora: bool) -> float:
+    """Alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (arXiv:2312.03732)."""
+    return alpha / (math.sqrt(r) if rslora else r)
+
+
 def low_rank(projected: Tensor, b: Tensor, scaling: float, onto: Tensor | None = None) -> Tensor:
     """The delta, for activations and for weights: scaling * projected B^T, [..., out].
 

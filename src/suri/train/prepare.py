@@ -1,5 +1,6 @@
 """What a training needs before its first step: the base, and rows as tokens."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -117,8 +118,8 @@ def start_adapter(recipe: Recipe, made: Prepared) -> Adapter:
 def _check_alike(given: Adapter, fresh: Adapter, place: Path) -> None:
     """Raise UsageError naming everything in which a start differs from what the recipe asks."""
     pairs = {
-        "lora_r": (given.r, fresh.r),
-        "the scaling": (given.scaling, fresh.scaling),
+        "lora_r": (_each(given, given.rank_of), _each(fresh, fresh.rank_of)),
+        "the scaling": (_each(given, given.scaling_of), _each(fresh, fresh.scaling_of)),
         "lora_target_modules": (" ".join(given.targets), " ".join(sorted(fresh.targets))),
         "the number of pairs": (len(given.tensors), len(fresh.tensors)),
         "the base's fingerprint": (
@@ -133,6 +134,11 @@ def _check_alike(given: Adapter, fresh: Adapter, place: Path) -> None:
             found="; ".join(differing),
             do="give this run the adapter's settings",
         )
+
+
+def _each(adapter: Adapter, of: Callable[[str], float]) -> str:
+    """The different numbers of an adapter's modules."""
+    return " ".join(str(number) for number in sorted({of(name) for name in adapter.tensors}))
 
 
 def time_here(recipe: Recipe, made: Prepared) -> str:

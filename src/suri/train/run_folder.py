@@ -146,7 +146,10 @@ def finish_run(folder: Path, recipe: Recipe, result: dict[str, Any]) -> None:
 
 def _use(recipe: Recipe) -> str:
     if recipe.lora_variant == "dora":
-        return "Use: peft's `PeftModel.from_pretrained(base, DIR)`, or its `merge_and_unload()`."
+        return (
+            "Merge: `suri merge DIR --to hf --output_dir OUT`. Then chat: `suri chat OUT`.\n"
+            "Beside its base: peft's `PeftModel.from_pretrained(base, DIR)`."
+        )
     return "Chat: `suri chat DIR`. Merge: `suri merge DIR --to hf --output_dir OUT`."
 
 
