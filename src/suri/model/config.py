@@ -1,7 +1,7 @@
 """The shape of a Llama-family model, read from the configuration beside its weights."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def read_config(folder: Path) -> ModelConfig:
     if (folder / "config.json").is_file():
         return config_from_hf(read_json(folder / "config.json"), str(folder))
     if (folder / "params.json").is_file():
-        return _config_from_meta(read_json(folder / "params.json"), str(folder))
+        return _config_from_meta(read_json(folder / "params.json"), folder)
     raise UsageError(
         f"{folder} holds no model",
         found="neither config.json nor params.json in it" if folder.is_dir() else "no such folder",
@@ -126,8 +126,11 @@ def _sliding_window(raw: dict[str, Any], model_type: str) -> int | None:
     return int(window)
 
 
-def _config_from_meta(params: dict[str, Any], where: str) -> ModelConfig:
-    """Translate Meta's params.json; the inner size follows the formula of Meta's FeedForward."""
+def _config_from_meta(params: dict[str, Any], where: Path) -> ModelConfig:
+    """Translate Meta's params.json; the inner size follows the formula of Meta's FeedForward.
+
+    What it leaves open, the vocabulary's size in Llama 1 and 2, the embedding tells.
+    """
     try:
         dim, heads = int(params["dim"]), int(params["n_heads"])
         scaled = bool(params.get("use_scaled_rope", False))
@@ -141,7 +144,7 @@ def _config_from_meta(params: dict[str, Any], where: str) -> ModelConfig:
         llama3.update(params.get("rope_scaling") or {})
         config = ModelConfig(
             model_type="llama",
-            vocab_size=int(params["vocab_size"]),
+            vocab_size=int(params.get("vocab_size", -1)),
             hidden_size=dim,
             num_layers=int(params["n_layers"]),
             num_heads=heads,
@@ -153,13 +156,33 @@ def _config_from_meta(params: dict[str, Any], where: str) -> ModelConfig:
             norm_eps=float(params.get("norm_eps", 1e-5)),
             rope_theta=float(params.get("rope_theta", 10000.0)),
             rope_scaling=llama3 if scaled else None,
-            max_positions=int(params.get("max_seq_len", 2048)),
+            max_positions=_meta_positions(params),
         )
     except (KeyError, TypeError, ValueError) as problem:
         raise UsageError(f"{where}: params.json is incomplete", found=repr(problem)) from None
     if config.vocab_size < 1:
-        raise UsageError(f"{where}: params.json leaves the vocabulary's size open (vocab_size -1)")
+        from suri.model.meta_shards import embedding_rows
+
+        config = replace(config, vocab_size=embedding_rows(where, config.hidden_size))
+    if config.vocab_size < 1:
+        raise UsageError(
+            f"{where}: params.json leaves the vocabulary's size open (vocab_size -1)",
+            do="put its consolidated.*.pth beside it, where the embedding tells the size",
+        )
     return config
+
+
+def _meta_positions(params: dict[str, Any]) -> int:
+    """How long a text the model was trained on; params.json does not say, its rotary settings hint.
+
+    Source: transformers' convert_llama_weights_to_hf.py, by release: Llama 3.1, Code Llama, Llama
+    3, Llama 1. Llama 2, trained on 4096, has the settings of Llama 1.
+    """
+    if params.get("use_scaled_rope"):
+        known = 131072
+    else:
+        known = {1_000_000.0: 16384, 500_000.0: 8192}.get(params.get("rope_theta", 0.0), 2048)
+    return int(params.get("max_seq_len", known))
 
 
 def meta_inner_size(dim: int, multiple_of: int, multiplier: float | None) -> int:
