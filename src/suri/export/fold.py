@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from suri.errors import Corrupt, UsageError
-from suri.model.adapter import Adapter, read_adapter
+from suri.export.provenance import check_holds_no_other, check_is_no_merge
+from suri.model.adapter import Adapter, is_adapter, read_adapter
 from suri.model.config import read_config
 from suri.model.storage import nf4_roundtrip
-from suri.model.tokenizer import FILE, SENTENCEPIECE, Tokenizer, read_tokenizer
+from suri.model.tokenizer import Tokenizer, read_tokenizer, tokenizer_file
 from suri.model.weights import base_identity, open_weights, recorded_base
 
 BLOCK_BYTES = 64_000_000
@@ -79,12 +80,13 @@ class MergeBase(Mapping[str, Tensor]):
 class Merge:
     """What is folded: an adapter, the base under it, and the dtype of the result.
 
+    Without an adapter the base itself is written in another form, and its tokenizer with it.
     `quantize` is how the base is stored in the model that the result must equal: nf4 or none.
     """
 
     base: MergeBase
-    adapter: Adapter
-    adapter_folder: Path
+    adapter: Adapter | None
+    adapter_folder: Path | None
     dtype: torch.dtype
     quantize: str
     tokenizer: Tokenizer | None
@@ -94,9 +96,15 @@ class Merge:
         """As config.json writes it: float32, float16 or bfloat16."""
         return str(self.dtype).removeprefix("torch.")
 
+    @property
+    def title(self) -> str:
+        """The names of what went in."""
+        folders = [folder for folder in (self.base.folder, self.adapter_folder) if folder]
+        return " + ".join(folder.absolute().name for folder in folders)
+
 
 def open_merge(
-    adapter_folder: Path,
+    adapter_folder: Path | None,
     base_folder: Path | None = None,
     *,
     dtype: str = "auto",
@@ -105,10 +113,16 @@ def open_merge(
     """Open an adapter and its base (the recorded one unless given) and check that they fit.
 
     `dtype` auto is the base's own. `merge_base` matters for adapters trained on nf4 alone.
-    Raises UsageError for another base than the adapter's, listing what does not fit.
+    Without an adapter it is the base that is written.
+    Raises UsageError for another base than the adapter's, listing what does not fit, and for a
+    base that holds this or another adapter already.
     """
+    if adapter_folder is None:
+        return _open_conversion(base_folder, dtype)
+    check_is_no_merge(adapter_folder)
     adapter = read_adapter(adapter_folder)
     folder = base_folder or recorded_base(adapter_folder)
+    check_holds_no_other(folder, adapter_folder, adapter)
     _check_same_base(adapter, folder)
     trained_on_nf4 = adapter.base.get("quantize") == "nf4"
     quantize = "nf4" if trained_on_nf4 and merge_base == "dequantized" else "none"
@@ -116,6 +130,18 @@ def open_merge(
     adapter.check_fits(base.config)
     tokenizer = _tokenizer(folder, adapter_folder)
     return Merge(base, adapter, adapter_folder, _dtype(dtype, base), quantize, tokenizer)
+
+
+def _open_conversion(folder: Path | None, dtype: str) -> Merge:
+    assert folder is not None  # without an adapter nothing records it
+    if is_adapter(folder):
+        raise UsageError(
+            f"{folder} is an adapter, and only whole models are converted",
+            do=f"`suri merge {folder}` makes one of it and its base, in any of the formats",
+        )
+    base = MergeBase(folder)
+    number = _exact_dtype(base) if dtype == "auto" else _dtype(dtype, base)
+    return Merge(base, None, None, number, "none", _tokenizer(folder))
 
 
 def fold(
@@ -172,9 +198,22 @@ def _dtype(name: str, base: MergeBase) -> torch.dtype:
     return DTYPES[name]
 
 
+def _exact_dtype(base: MergeBase) -> torch.dtype:
+    """The embedding's dtype where every number of the base has a place in it, else fp32.
+
+    GGUF files mix: norms in fp32 beside an embedding in fp16, linears of a few bits.
+    """
+    dtype = _dtype("auto", base)
+    for name in base:
+        weight = base[name]
+        if weight.dtype != dtype and not torch.equal(weight.to(dtype).to(weight.dtype), weight):
+            return torch.float32
+    return dtype
+
+
 def _tokenizer(*folders: Path) -> Tokenizer | None:
     """The tokenizer of the first folder that has one."""
     for folder in folders:
-        if (folder / FILE).is_file() or (folder / SENTENCEPIECE).is_file():
+        if tokenizer_file(folder):
             return read_tokenizer(folder)
     return None

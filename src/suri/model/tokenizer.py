@@ -16,6 +16,7 @@ from tokenizers import Tokenizer as Backend
 from suri.errors import Corrupt, UsageError
 from suri.files import read_json, write_json
 from suri.model.known_words import KnownWords
+from suri.model.rank_file import holds_ranks, read_ranks
 
 log = logging.getLogger(__name__)
 
@@ -90,24 +91,36 @@ class Tokenizer:
             shutil.copyfile(self.source / SENTENCEPIECE, folder / SENTENCEPIECE)
 
 
+def tokenizer_file(folder: Path) -> Path | None:
+    """tokenizer.json or tokenizer.model of a folder; Llama 1's lies one folder above its weights.
+
+    None where there is neither.
+    """
+    places = [folder / FILE, folder / SENTENCEPIECE]
+    if (folder / "params.json").is_file():
+        places.append(folder.absolute().parent / SENTENCEPIECE)
+    return next((place for place in places if place.is_file()), None)
+
+
 def read_tokenizer(folder: Path) -> Tokenizer:
     """Read tokenizer.json, or convert tokenizer.model; impossible special tokens are mended."""
     config = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
     config.pop("auto_map", None)
-    if (folder / FILE).is_file():
-        try:
-            backend = Backend.from_file(str(folder / FILE))
-        except Exception as problem:  # the library raises plain Exception
-            raise Corrupt(f"{folder / FILE} is not a tokenizer", found=str(problem)[:200]) from None
-    elif (folder / SENTENCEPIECE).is_file():
-        backend = _from_sentencepiece(folder / SENTENCEPIECE)
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    else:
+    file = tokenizer_file(folder)
+    if file is None:
         raise UsageError(
             f"{folder} has no tokenizer",
             found=f"neither {FILE} nor {SENTENCEPIECE}",
             do="copy the tokenizer files of the base into it",
         )
+    if file.name == FILE:
+        try:
+            backend = Backend.from_file(str(file))
+        except Exception as problem:  # the library raises plain Exception
+            raise Corrupt(f"{file} is not a tokenizer", found=str(problem)[:200]) from None
+    else:
+        backend = _converted(file, folder)
+        config |= {"tokenizer_class": "PreTrainedTokenizerFast"}
     model = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     names = _special_names(backend, config, model)
     config |= names
@@ -123,7 +136,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         pad_id=ids["pad_token"],
         vocab_size=backend.get_vocab_size(),
         config=config,
-        source=folder,
+        source=file.parent,
     )
 
 
@@ -167,6 +180,11 @@ def _special_names(
 def _name_of(token: Any) -> str | None:
     """A special token's text, written plainly or as a table with `content`."""
     return token.get("content") if isinstance(token, dict) else token
+
+
+def _converted(file: Path, folder: Path) -> Backend:
+    """A tokenizer.model in the one form of Llama 3, or in the other of all before."""
+    return read_ranks(file, folder) if holds_ranks(file) else _from_sentencepiece(file)
 
 
 def _from_sentencepiece(file: Path) -> Backend:
