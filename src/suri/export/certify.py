@@ -13,14 +13,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from suri.errors import Corrupt, UsageError
+from suri.errors import Corrupt
 from suri.export.fold import Merge, Report, open_merge, silent
-from suri.export.readers import decoder_logits, read_logits, read_tensors
-from suri.files import read_json, sha256
+from suri.export.readers import read_logits, read_tensors, source_logits
+from suri.export.records import changed_files, hashes, read_record, sources_of
 from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE
-from suri.model.load import load_decoder
 
-FILE = "certificate.json"
 ROWS = 64
 """Rows of each target that are computed again."""
 PROBE_TOKENS = 64
@@ -96,7 +94,7 @@ def certify(merge: Merge, folder: Path, to: str, report: Report = silent) -> Cer
     """Check the folder just written (`to`: hf, meta or gguf) against base and adapter."""
     output = read_tensors(folder, to, merge.base)
     report("checking", 0, 4)
-    targets = check_targets(merge, output)
+    targets = [check_targets(merge, output)] if merge.adapter else []
     report("checking", 1, 4)
     others = check_others(merge, output, to)
     report("checking", 2, 4)
@@ -104,21 +102,13 @@ def certify(merge: Merge, folder: Path, to: str, report: Report = silent) -> Cer
     report("checking", 3, 4)
     record = {
         "dtype": merge.dtype_name,
-        "base": {
-            "path": str(merge.base.folder.absolute()),
-            "quantize": merge.quantize,
-            "files": _hashes(merge.base.folder, _base_files(merge)),
-        },
-        "adapter": {
-            "path": str(merge.adapter_folder.absolute()),
-            "files": _hashes(merge.adapter_folder, [CONFIG_FILE, WEIGHTS_FILE]),
-        },
-        "output": {"files": _hashes(folder, sorted(p.name for p in folder.iterdir()))},
+        **sources_of(merge),
+        "output": {"files": hashes(folder, sorted(p.name for p in folder.iterdir()))},
         "probes": "texts" if merge.tokenizer else "token ids",
         "reader": reader,
     }
     report("checking", 4, 4)
-    return Certificate(to, (targets, others, *logits), record)
+    return Certificate(to, (*targets, others, *logits), record)
 
 
 def check_targets(merge: Merge, output: Mapping[str, Tensor]) -> Check:
@@ -128,6 +118,7 @@ def check_targets(merge: Merge, output: Mapping[str, Tensor]) -> Check:
     figure is the largest error, where 1 is half the output format's spacing there plus what
     fp32 may lose on a sum of r products.
     """
+    assert merge.adapter_folder is not None
     worst = 0.0
     config = json.loads((merge.adapter_folder / CONFIG_FILE).read_text(encoding="utf-8"))
     r = config["r"]
@@ -164,9 +155,7 @@ def check_others(merge: Merge, output: Mapping[str, Tensor], to: str) -> Check:
 def check_logits(merge: Merge, folder: Path, to: str) -> tuple[str, tuple[Check, ...]]:
     """The reader's name, and the folder read from disk against base + unmerged adapter in fp32."""
     texts = probe_ids(merge)
-    decoder = load_decoder(merge.base.folder, quantize=merge.quantize, adapter=merge.adapter)
-    expected = decoder_logits(decoder, texts)
-    del decoder
+    expected = source_logits(merge, texts)
     reader, found = read_logits(folder, to, texts)
     return reader, compare_logits(expected, found, merge.dtype_name)
 
@@ -208,16 +197,16 @@ def verify(folder: Path, report: Report = silent) -> tuple[Certificate, str]:
     The files' checksums always; the logits where base and adapter are still what they were.
     Raises Corrupt for files that have changed.
     """
-    record = _read_record(folder)
-    if changed := _changed(folder, record["output"]["files"]):
+    record = read_record(folder)
+    if changed := changed_files(folder, record["output"]["files"]):
         raise Corrupt(f"{folder} is not what was certified", found=", ".join(changed))
     report("verifying", 1, 2)
-    for source in ("base", "adapter"):
+    for source in [name for name in ("base", "adapter") if record[name]]:
         path = Path(record[source]["path"])
-        if changed := _changed(path, record[source]["files"]):
+        if changed := changed_files(path, record[source]["files"]):
             return Certificate(record["to"], (), record), f"{source} {path}: {', '.join(changed)}"
     merge = open_merge(
-        Path(record["adapter"]["path"]),
+        Path(record["adapter"]["path"]) if record["adapter"] else None,
         Path(record["base"]["path"]),
         dtype=record["dtype"],
         merge_base="dequantized" if record["base"]["quantize"] == "nf4" else "original",
@@ -227,45 +216,10 @@ def verify(folder: Path, report: Report = silent) -> tuple[Certificate, str]:
     return Certificate(record["to"], checks, record), ""
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
-    if not (folder / FILE).is_file():
-        raise UsageError(
-            f"{folder} has no {FILE}", do="give a folder that `suri merge` or a study has written"
-        )
-    record: dict[str, Any] = read_json(folder / FILE)
-    try:
-        for part in ("output", "base", "adapter"):
-            _ = record[part]["files"].items()
-        _ = record["to"], record["dtype"], record["base"]["quantize"]
-    except (KeyError, TypeError, AttributeError):
-        raise Corrupt(f"{folder / FILE} is not a certificate") from None
-    return record
-
-
-def _changed(folder: Path, files: dict[str, str]) -> list[str]:
-    """The files that are missing or have another checksum, each as one clause."""
-    wrong = []
-    for name, checksum in files.items():
-        if not (folder / name).is_file():
-            wrong.append(f"{name} is missing")
-        elif sha256(folder / name) != checksum:
-            wrong.append(f"{name} has changed")
-    return wrong
-
-
-def _hashes(folder: Path, names: list[str]) -> dict[str, str]:
-    return {name: sha256(folder / name) for name in names}
-
-
-def _base_files(merge: Merge) -> list[str]:
-    """The base's files that decide what the merge is: weights, configuration, tokenizer."""
-    beside = ("config.json", "params.json", "tokenizer.json", "tokenizer.model")
-    names = [name for name in beside if (merge.base.folder / name).is_file()]
-    return [file.name for file in merge.base.files] + names
-
-
 def _targets(merge: Merge) -> list[str]:
     """Weights that the adapter's file names, whatever was made of it since."""
+    if merge.adapter_folder is None:
+        return []
     with safe_open(merge.adapter_folder / WEIGHTS_FILE, framework="pt") as file:
         keys = [key for key in file.keys() if key.endswith(".lora_A.weight")]  # noqa: SIM118
     return [

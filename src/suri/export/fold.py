@@ -100,7 +100,15 @@ class Merge:
     def title(self) -> str:
         """The names of what went in."""
         folders = [folder for folder in (self.base.folder, self.adapter_folder) if folder]
-        return " + ".join(folder.absolute().name for folder in folders)
+        return " + ".join(name_of(folder) for folder in folders)
+
+
+def name_of(folder: Path) -> str:
+    """A folder's name as people know it; that of a snapshot in the hub's cache is its hub id."""
+    folder = folder.absolute()
+    if folder.parent.name == "snapshots":
+        return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return folder.name
 
 
 def open_merge(
@@ -204,9 +212,9 @@ def _exact_dtype(base: MergeBase) -> torch.dtype:
     GGUF files mix: norms in fp32 beside an embedding in fp16, linears of a few bits.
     """
     dtype = _dtype("auto", base)
-    for name in base:
+    for name in (name for name in base if base.dtype(name) != dtype):
         weight = base[name]
-        if weight.dtype != dtype and not torch.equal(weight.to(dtype).to(weight.dtype), weight):
+        if not torch.equal(weight.to(dtype).to(weight.dtype), weight):
             return torch.float32
     return dtype
 

@@ -39,7 +39,7 @@ DROPPED = (
 
 def write_hf(
     base: Path | None,
-    adapter: Path,
+    adapter: Path | None,
     out: Path,
     dtype: str = "auto",
     *,
@@ -48,6 +48,7 @@ def write_hf(
 ) -> Certificate:
     """Merge an adapter folder into its base (None: the recorded one) as a new HF folder `out`.
 
+    Without an adapter the base itself is written.
     Raises Corrupt where the certificate fails; then nothing is published.
     """
     merge = open_merge(adapter, base, dtype=dtype, merge_base=merge_base)

@@ -14,15 +14,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+ROW_PARALLEL = ("attention.wo.weight", "feed_forward.w2.weight")
+"""Weights that Meta cuts by their columns; all other matrices but the embedding by their rows."""
+
 
 class MetaDecoder:
-    """The model in `consolidated.00.pth`, memory-mapped, with the numbers of `params.json`."""
+    """The model in `consolidated.*.pth`, memory-mapped, with the numbers of `params.json`."""
 
     def __init__(self, folder: Path) -> None:
-        file = folder / "consolidated.00.pth"
-        self.state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        self.parts = [
+            torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            for file in sorted(folder.glob("consolidated.*.pth"))
+        ]
         params = json.loads((folder / "params.json").read_text(encoding="utf-8"))
-        self.layers, self.eps = params["n_layers"], params["norm_eps"]
+        self.dim, self.layers = params["dim"], params["n_layers"]
+        self.eps = params.get("norm_eps", 1e-5)
         self.heads = params["n_heads"]
         self.kv_heads = params.get("n_kv_heads") or self.heads
         self.frequencies = _frequencies(
@@ -49,9 +55,14 @@ class MetaDecoder:
         return self.linear("output", self.norm("norm", x))
 
     def weight(self, name: str) -> Tensor:
-        """The tensor of that name in fp32."""
-        weight: Tensor = self.state[f"{name}.weight"]
-        return weight.float()
+        """The tensor of that name in fp32, out of the parts that the files hold."""
+        parts: list[Tensor] = [part[f"{name}.weight"] for part in self.parts]
+        if parts[0].dim() == 1:  # norms are whole in each
+            return parts[0].float()
+        by_columns = f"{name}.weight".endswith(ROW_PARALLEL)
+        if name == "tok_embeddings":  # Llama 1 and 2 by its columns, Llama 3 by its rows
+            by_columns = parts[0].shape[1] < self.dim
+        return torch.cat([part.float() for part in parts], dim=1 if by_columns else 0)
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         """Multiply: x [T, in] by the weight [out, in] gives [T, out]."""

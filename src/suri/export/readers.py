@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from suri.export.fold import MergeBase
+from suri.export.fold import Merge, MergeBase
 from suri.export.gguf_reader import GGUF_FILE, GgufTensors, transformers_gguf
 from suri.export.meta_decoder import MetaDecoder
 from suri.model.attention import PackedAttention
 from suri.model.decoder import Decoder
 from suri.model.gguf_base import convert
 from suri.model.load import load_decoder
+from suri.model.meta_shards import FIRST
 from suri.model.vector_math import settle
 from suri.model.weights import open_weights
 
@@ -44,6 +45,19 @@ def read_logits(folder: Path, to: str, texts: Texts) -> tuple[str, Tensor]:
             convert(folder / GGUF_FILE, Path(place), [])
             return "suri", decoder_logits(load_decoder(Path(place)), texts)
     return "suri", decoder_logits(load_decoder(folder), texts)
+
+
+def source_logits(merge: Merge, texts: Texts) -> Tensor:
+    """What a written folder's logits must be: fp32 [T, vocab] of base + unmerged adapter.
+
+    A Meta folder that is converted is read by `meta_decoder`: how its files are put together, and
+    in what order its rows are, is what the conversion could have got wrong.
+    """
+    folder = merge.base.folder
+    if merge.adapter is None and merge.base.files[0].name == FIRST:
+        return MetaDecoder(folder).logits(texts)
+    decoder = load_decoder(folder, quantize=merge.quantize, adapter=merge.adapter)
+    return decoder_logits(decoder, texts)
 
 
 @torch.no_grad()

@@ -93,14 +93,14 @@ def joined_tensors(files: list[Path], shape_of: Callable[[str], Shape]) -> dict[
 
 def _joined(pieces: list[Stored], whole: Shape) -> Stored | None:
     """The tensor of that shape: one of its copies, or the pieces along the side that was cut."""
-    if len({(piece.shape, piece.dtype) for piece in pieces}) > 1:
-        return None
     shape = pieces[0].shape
+    if len({(piece.shape, piece.dtype) for piece in pieces}) > 1 or len(shape) != len(whole):
+        return None
     if shape == whole:
         return pieces[0]
     for axis in range(len(whole)):
         grown = (*shape[:axis], len(pieces) * shape[axis], *shape[axis + 1 :])
-        if len(shape) == len(whole) and grown == whole:
+        if grown == whole:
             return Joined(tuple(pieces), axis, whole)
     return None
 

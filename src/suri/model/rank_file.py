@@ -1,7 +1,8 @@
 """Llama 3's tokenizer.model: tiktoken's text of words in base64, each with its rank.
 
-Source of the special tokens: `llama3/tokenizer.py` in github.com/meta-llama/llama3 and llama-models;
-of what is a merge: github.com/openai/tiktoken, and transformers' TikTokenConverter for its order.
+Source of the special tokens: `llama3/tokenizer.py` in github.com/meta-llama/llama3 and
+llama-models; of what is a merge: github.com/openai/tiktoken, and transformers' TikTokenConverter
+for its order.
 """
 
 import base64

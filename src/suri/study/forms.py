@@ -137,6 +137,8 @@ def is_merge_of(folder: Path, run: Path, dtype: str = "") -> bool:
     if not (folder / "certificate.json").is_file():
         return False
     certificate: dict[str, Any] = read_json(folder / "certificate.json")
+    if certificate["adapter"] is None:  # another format of a whole model
+        return False
     same = all(
         (run / name).is_file() and sha256(run / name) == checksum
         for name, checksum in certificate["adapter"]["files"].items()

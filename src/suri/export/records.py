@@ -1,0 +1,78 @@
+"""What certificate.json records of a merge's sources and files, and reading it again."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from suri.errors import Corrupt, UsageError
+from suri.export.fold import Merge
+from suri.export.provenance import FILE, held_adapters
+from suri.files import read_json, sha256
+from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE
+from suri.model.tokenizer import tokenizer_file
+
+
+def sources_of(merge: Merge) -> dict[str, Any]:
+    """Base and adapter with their places and checksums; no adapter for a conversion.
+
+    `holds` are the adapters that were merged into the base before.
+    """
+    base, adapter = merge.base.folder, merge.adapter_folder
+    held = {"holds": held} if (held := held_adapters(base)) else {}
+    return {
+        "base": {
+            "path": str(base.absolute()),
+            "quantize": merge.quantize,
+            "files": hashes(base, _base_files(merge)),
+            **held,
+        },
+        "adapter": adapter
+        and {
+            "path": str(adapter.absolute()),
+            "files": hashes(adapter, [CONFIG_FILE, WEIGHTS_FILE]),
+        },
+    }
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The content of certificate.json; raises Corrupt where it is something else."""
+    if not (folder / FILE).is_file():
+        raise UsageError(
+            f"{folder} has no {FILE}",
+            do="give a folder that `suri merge`, `suri convert` or a study has written",
+        )
+    record: dict[str, Any] = read_json(folder / FILE)
+    try:
+        for part in ("output", "base", *(["adapter"] if record["adapter"] else [])):
+            _ = record[part]["files"].items()
+        _ = record["to"], record["dtype"], record["base"]["quantize"]
+    except (KeyError, TypeError, AttributeError):
+        raise Corrupt(f"{folder / FILE} is not a certificate") from None
+    return record
+
+
+def changed_files(folder: Path, files: dict[str, str]) -> list[str]:
+    """The files that are missing or have another checksum, each as one clause."""
+    wrong = []
+    for name, checksum in files.items():
+        if not (folder / name).is_file():
+            wrong.append(f"{name} is missing")
+        elif sha256(folder / name) != checksum:
+            wrong.append(f"{name} has changed")
+    return wrong
+
+
+def hashes(folder: Path, names: list[str]) -> dict[str, str]:
+    """The sha256 of these files of a folder."""
+    return {name: sha256(folder / name) for name in names}
+
+
+def _base_files(merge: Merge) -> list[str]:
+    """The base's files that decide what the merge is: weights, configuration, tokenizer."""
+    folder = merge.base.folder
+    beside = ("config.json", "params.json", "tokenizer.json", "tokenizer.model")
+    names = [name for name in beside if (folder / name).is_file()]
+    tokenizer = tokenizer_file(folder)
+    if tokenizer and not any((folder / name).is_file() for name in beside[2:]):
+        names.append(os.path.relpath(tokenizer, folder))  # Llama 1's, one folder above
+    return [file.name for file in merge.base.files] + names
