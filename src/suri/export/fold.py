@@ -11,7 +11,7 @@ from torch import Tensor
 from suri.errors import Corrupt, UsageError
 from suri.export.provenance import check_holds_no_other, check_is_no_merge
 from suri.model.adapter import Adapter, is_adapter, read_adapter
-from suri.model.config import read_config
+from suri.model.config import ModelConfig, read_config
 from suri.model.storage import nf4_roundtrip
 from suri.model.tokenizer import Tokenizer, read_tokenizer, tokenizer_file
 from suri.model.weights import base_identity, open_weights, recorded_base
@@ -40,14 +40,16 @@ class MergeBase(Mapping[str, Tensor]):
         self.folder, self.config = folder, read_config(folder)
         self._weights = open_weights(folder)
         self.files = self._weights.files
-        linears = {
-            f"model.layers.{number}.{module}.weight"
-            for number in range(self.config.num_layers)
-            for module in self.config.linear_shapes()
-        }
-        if missing := sorted(linears - set(self._weights)):
+        linears = _linears(self.config)
+        if missing := sorted(set(linears) - set(self._weights)):
             raise Corrupt(f"{folder}: weights are missing", found=", ".join(missing))
-        self._roundtrip = linears if dequantized else set()
+        for name, shape in linears.items():
+            if (found := self._weights.stored(name).shape) != shape:
+                raise Corrupt(
+                    f"{folder}: {name} does not fit the configuration",
+                    found=f"{list(found)} where {list(shape)} is needed",
+                )
+        self._roundtrip = set(linears) if dequantized else set()
         tied = {"lm_head.weight"} if self.config.tied_head else set()
         self._names = [name for name in self._weights if name not in tied]
 
@@ -74,6 +76,15 @@ class MergeBase(Mapping[str, Tensor]):
         if name in self._roundtrip:
             return self[name][rows]
         return self._weights.stored(name).read(rows)
+
+
+def _linears(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The weight of each linear with its shape."""
+    return {
+        f"model.layers.{number}.{module}.weight": shape
+        for number in range(config.num_layers)
+        for module, shape in config.linear_shapes().items()
+    }
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def source_logits(merge: Merge, texts: Texts) -> Tensor:
     in what order its rows are, is what the conversion could have got wrong.
     """
     folder = merge.base.folder
-    if merge.adapter is None and merge.base.files[0].name == FIRST:
+    if merge.adapter is None and FIRST in [file.name for file in merge.base.files]:
         return MetaDecoder(folder).logits(texts)
     decoder = load_decoder(folder, quantize=merge.quantize, adapter=merge.adapter)
     return decoder_logits(decoder, texts)

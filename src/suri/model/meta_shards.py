@@ -111,6 +111,8 @@ def embedding_rows(folder: Path, dim: int) -> int:
     Llama 1 and 2 cut its columns, Llama 3 its rows.
     """
     name = "tok_embeddings.weight"
+    if not (folder / FIRST).is_file():
+        return 0
     tables = [torch_tensors_in(file) for file in shard_files(folder)]
     shapes = [table[name].shape for table in tables if name in table]
     if not shapes or any(len(shape) != 2 for shape in shapes):

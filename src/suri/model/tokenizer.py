@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as Backend
 from suri.errors import Corrupt, UsageError
 from suri.files import read_json, write_json
 from suri.model.known_words import KnownWords
-from suri.model.rank_file import holds_ranks, read_ranks
+from suri.model.rank_file import BEGIN, END, holds_ranks, read_ranks
 
 log = logging.getLogger(__name__)
 
@@ -119,8 +119,8 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         except Exception as problem:  # the library raises plain Exception
             raise Corrupt(f"{file} is not a tokenizer", found=str(problem)[:200]) from None
     else:
-        backend = _converted(file, folder)
-        config |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+        backend, names = _converted(file, folder)
+        config = names | config | {"tokenizer_class": "PreTrainedTokenizerFast"}
     model = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     names = _special_names(backend, config, model)
     config |= names
@@ -182,9 +182,11 @@ def _name_of(token: Any) -> str | None:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _converted(file: Path, folder: Path) -> Backend:
-    """A tokenizer.model in the one form of Llama 3, or in the other of all before."""
-    return read_ranks(file, folder) if holds_ranks(file) else _from_sentencepiece(file)
+def _converted(file: Path, folder: Path) -> tuple[Backend, dict[str, Any]]:
+    """A tokenizer.model, in Llama 3's form or that of all before, with the names that it fixes."""
+    if holds_ranks(file):
+        return read_ranks(file, folder), {"bos_token": BEGIN, "eos_token": END}
+    return _from_sentencepiece(file), {}
 
 
 def _from_sentencepiece(file: Path) -> Backend:
