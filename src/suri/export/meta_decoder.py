@@ -19,13 +19,10 @@ ROW_PARALLEL = ("attention.wo.weight", "feed_forward.w2.weight")
 
 
 class MetaDecoder:
-    """The model in `consolidated.*.pth`, memory-mapped, with the numbers of `params.json`."""
+    """The model in `consolidated.*.pth`, mapped for each weight, with `params.json`."""
 
     def __init__(self, folder: Path) -> None:
-        self.parts = [
-            torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            for file in sorted(folder.glob("consolidated.*.pth"))
-        ]
+        self.files = sorted(folder.glob("consolidated.*.pth"))
         params = json.loads((folder / "params.json").read_text(encoding="utf-8"))
         self.dim, self.layers = params["dim"], params["n_layers"]
         self.eps = params.get("norm_eps", 1e-5)
@@ -56,13 +53,20 @@ class MetaDecoder:
 
     def weight(self, name: str) -> Tensor:
         """The tensor of that name in fp32, out of the parts that the files hold."""
-        parts: list[Tensor] = [part[f"{name}.weight"] for part in self.parts]
+        parts = [self.part(file, f"{name}.weight") for file in self.files]
         if parts[0].dim() == 1:  # norms are whole in each
-            return parts[0].float()
+            return parts[0]
         by_columns = f"{name}.weight".endswith(ROW_PARALLEL)
         if name == "tok_embeddings":  # Llama 1 and 2 by its columns, Llama 3 by its rows
             by_columns = parts[0].shape[1] < self.dim
-        return torch.cat([part.float() for part in parts], dim=1 if by_columns else 0)
+        return torch.cat(parts, dim=1 if by_columns else 0) if len(parts) > 1 else parts[0]
+
+    def part(self, file: Path, name: str) -> Tensor:
+        """What one file holds of a tensor, in fp32."""
+        # Opened anew for each: pages of a map that stays open count as this process's memory.
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        weight: Tensor = state[name]
+        return weight.float()
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         """Multiply: x [T, in] by the weight [out, in] gives [T, out]."""

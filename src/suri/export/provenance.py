@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from suri.errors import UsageError
-from suri.files import read_json, sha256
+from suri.files import has_fingerprint, read_json
 from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter, is_adapter
 from suri.model.weights import base_identity
 
@@ -48,9 +48,9 @@ def check_holds_no_other(base: Path, adapter_folder: Path, adapter: Adapter) -> 
     held = held_adapters(base)
     if not held:
         return
-    ours = sha256(adapter_folder / WEIGHTS_FILE)
+    weights = adapter_folder / WEIGHTS_FILE
     first = held[0]["onto"]
-    if any(each["files"].get(WEIGHTS_FILE) == ours for each in held):
+    if any(has_fingerprint(weights, each["files"].get(WEIGHTS_FILE, "")) for each in held):
         raise UsageError(
             f"{base} holds this adapter already, and would get it twice",
             found=f"its {FILE} names the weights of {adapter_folder}",

@@ -12,12 +12,15 @@ from suri.export.fold import Merge, Report, name_of, silent
 from suri.export.provenance import FILE, held_adapters
 from suri.files import (
     disk_errors_explained,
+    make_folder,
     need_space,
     publishing,
     read_json,
     write_json,
     write_text,
 )
+from suri.locks import claiming
+from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE
 from suri.model.tokenizer import CHAT_TEMPLATE
 
 CARD = """\
@@ -65,7 +68,12 @@ def publish(
     work = "merge" if merge.adapter else "conversion"
     numbers = sum(math.prod(merge.base.shape(name)) for name in merge.base)
     need_space(out, numbers * merge.dtype.itemsize, f"the {work}")
-    with disk_errors_explained(out), publishing(out) as folder:
+    make_folder(out.parent)
+    with (
+        disk_errors_explained(out),
+        claiming(out.parent / f".{out.name}.partial"),
+        publishing(out, _key(merge, to)) as folder,
+    ):
         write(folder)
         _write_companions(merge, folder, to)
         certificate = certify(merge, folder, to, report)
@@ -79,6 +87,17 @@ def publish(
             )
         write_json(folder / FILE, certificate.as_json())
     return certificate
+
+
+def _key(merge: Merge, to: str) -> str:
+    """What a merge that was killed must have in common with one that goes on with its files."""
+    adapter = merge.adapter_folder
+    files = [
+        *merge.base.files,
+        *([adapter / WEIGHTS_FILE, adapter / CONFIG_FILE] if adapter else []),
+    ]
+    seen = [f"{file.absolute()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+    return "\n".join([to, merge.dtype_name, merge.quantize, *seen])
 
 
 def _write_companions(merge: Merge, folder: Path, to: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from suri.errors import Corrupt, UsageError
 from suri.export.fold import Merge
 from suri.export.provenance import FILE, held_adapters
-from suri.files import read_json, sha256
+from suri.files import fingerprint, has_fingerprint, read_json
 from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE
 from suri.model.tokenizer import tokenizer_file
 
@@ -57,14 +57,14 @@ def changed_files(folder: Path, files: dict[str, str]) -> list[str]:
     for name, checksum in files.items():
         if not (folder / name).is_file():
             wrong.append(f"{name} is missing")
-        elif sha256(folder / name) != checksum:
+        elif not has_fingerprint(folder / name, checksum):
             wrong.append(f"{name} has changed")
     return wrong
 
 
 def hashes(folder: Path, names: list[str]) -> dict[str, str]:
-    """The sha256 of these files of a folder."""
-    return {name: sha256(folder / name) for name in names}
+    """The fingerprints of these files of a folder."""
+    return {name: fingerprint(folder / name) for name in names}
 
 
 def _base_files(merge: Merge) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from suri.errors import Corrupt
-from suri.model.tensor_files import ALL, Stored, torch_tensors_in
+from suri.model.tensor_files import ALL, Rows, Stored, torch_tensors_in
 
 FIRST = "consolidated.00.pth"
 NAME = re.compile(r"consolidated\.(\d\d)\.pth")
@@ -36,18 +36,28 @@ class Joined:
         """The number format of every piece."""
         return self.pieces[0].dtype
 
-    def read(self, rows: slice = ALL) -> Tensor:
+    def read(self, rows: Rows = ALL) -> Tensor:
         """As in Stored."""
         if self.axis:
             return torch.cat([piece.read(rows) for piece in self.pieces], self.axis)
-        start, stop, _ = rows.indices(self.shape[0])
         size = self.shape[0] // len(self.pieces)
+        if isinstance(rows, list):
+            return self._read_each(rows, size)
+        start, stop, _ = rows.indices(self.shape[0])
         found = [
             piece.read(slice(max(start - first, 0), min(stop - first, size)))
             for piece, first in zip(self.pieces, range(0, self.shape[0], size), strict=True)
             if start < first + size and first < stop
         ]
         return torch.cat(found) if found else self.pieces[0].read(slice(0))
+
+    def _read_each(self, rows: list[int], size: int) -> Tensor:
+        """These rows, of pieces that are cut into so many."""
+        found = torch.empty((len(rows), *self.shape[1:]), dtype=self.dtype)
+        for number, piece in enumerate(self.pieces):
+            if places := [place for place, row in enumerate(rows) if row // size == number]:
+                found[places] = piece.read([rows[place] % size for place in places])
+        return found
 
 
 def shard_files(folder: Path) -> list[Path]:

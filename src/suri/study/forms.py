@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from suri.errors import UsageError
-from suri.files import read_json, sha256
+from suri.files import has_fingerprint, read_json
 from suri.study.measures import ADAPTER, BASE, GGUF, HF, META, WAYS
 from suri.study.process import run_module
 
@@ -140,7 +140,7 @@ def is_merge_of(folder: Path, run: Path, dtype: str = "") -> bool:
     if certificate["adapter"] is None:  # another format of a whole model
         return False
     same = all(
-        (run / name).is_file() and sha256(run / name) == checksum
+        (run / name).is_file() and has_fingerprint(run / name, checksum)
         for name, checksum in certificate["adapter"]["files"].items()
     )
     return same and dtype in ("", certificate["dtype"])
