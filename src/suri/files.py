@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ from typing import Any
 
 from suri.errors import Corrupt, DoesNotFit, SuriError, UsageError
 
-MANIFEST, LOCK = "manifest.json", ".lock"
+LOCK = ".lock"
 HASHED_BYTES = 16_000_000
 """Bytes of a large file that are read at once to be hashed."""
 
@@ -56,23 +57,75 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file that a program wrote; raises Corrupt when it is not JSON."""
+    """Read a JSON file that a program wrote; raises Corrupt when it is not JSON.
+
+    Not-a-number, infinity and halves of a character are refused: they could not be written again.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return _parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as problem:
+    except (ValueError, RecursionError) as problem:
         raise Corrupt(f"{path}: not readable as JSON", found=str(problem)) from None
 
 
-def read_toml(path: Path, what: str) -> dict[str, Any]:
-    """Read a TOML file that a person wrote; raises UsageError, naming it as `what` it should be."""
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds one object; raises Corrupt when it holds anything else."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise Corrupt(f"{path} does not hold one JSON object", found=type(value).__name__)
+    return value
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file that this program wrote; none where there is no file.
+
+    A last line without its end was cut while it was written, and counts as not written.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    with well_formed(path):
+        return [dict(_parsed(line.decode())) for line in lines if line]
+
+
+def read_toml(path: Path, what: str, *tables: str) -> dict[str, Any]:
+    """Read a TOML file that a person wrote, in which `tables` are tables where they are there.
+
+    Raises UsageError, naming the file as `what` it should be.
+    """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{path}: no such {what}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
+    except (ValueError, RecursionError) as problem:
         raise UsageError(f"{path}: not a TOML file", found=str(problem)) from None
+    for name in tables:
+        if not isinstance(found.get(name, {}), dict):
+            raise UsageError(f"{path}: {name} must be a table, [{name}]")
+    return found
+
+
+@contextmanager
+def well_formed(path: Path, what: str = "what was written") -> Iterator[None]:
+    """Turn what fails over missing or odd values that were read from `path` into one Corrupt."""
+    odd = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+    try:
+        yield
+    except odd as problem:
+        raise Corrupt(f"{path} is not {what}", found=repr(problem)[:200]) from problem
+
+
+def _parsed(text: str) -> Any:
+    value = json.loads(text, parse_float=_finite, parse_constant=_finite)
+    if "\\ud" in text.lower():  # an escaped half of a character, if it has no other half
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no number")
+    return number
 
 
 def append_json_line(path: Path, value: dict[str, Any]) -> None:
@@ -169,29 +222,12 @@ def need_space(folder: Path, needed_bytes: int, purpose: str) -> None:
         )
 
 
-def write_manifest(folder: Path) -> None:
-    """Record size and sha256 of every file in `folder`, subfolders apart, as the last file."""
-    names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != MANIFEST)
-    files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
-        for name in names
-        if not name.startswith(".")
-    }
-    write_json(folder / MANIFEST, {"files": files})
-
-
-def check_manifest(folder: Path) -> None:
-    """Raise Corrupt naming every file of the manifest that is missing or has changed."""
-    recorded = read_json(folder / MANIFEST)["files"]
-    wrong = []
-    for name, entry in recorded.items():
-        path = folder / name
-        if not path.is_file():
-            wrong.append(f"{name} is missing")
-        elif sha256(path) != entry["sha256"]:
-            wrong.append(f"{name} has changed")
-    if wrong:
-        raise Corrupt(f"{folder} is not what was written", found=", ".join(wrong))
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that no file can have is none's."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def sha256(path: Path) -> str:
@@ -209,11 +245,6 @@ def fingerprint(path: Path) -> str:
         while count := stream.readinto(buffer):
             digest.update(memoryview(buffer)[:count])
     return f"blake3:{digest.hexdigest()}"
-
-
-def has_fingerprint(path: Path, expected: str) -> bool:
-    """Whether a file has this fingerprint, or this sha256, which certificates held before."""
-    return (fingerprint if expected.startswith("blake3:") else sha256)(path) == expected
 
 
 def size_bytes(path: Path) -> int:

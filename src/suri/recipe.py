@@ -16,6 +16,9 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 LINEARS = ATTENTION + MLP
 
+LARGEST = 2**63
+"""Seeds and other whole numbers are below it."""
+
 Quantize = Literal["none", "int8", "nf4"]
 Engine = Literal["suri", "reference"]
 Variant = Literal["lora", "dora", "pissa", "olora"]
@@ -163,9 +166,13 @@ def _problems(recipe: Recipe) -> list[str]:
         if getattr(recipe, name) not in allowed
     ]
     for name in ("num_epochs", "learning_rate", "loraplus_lr_ratio", "lora_alpha"):
-        value = getattr(recipe, name)
-        if not (value > 0 and math.isfinite(value)):
-            problems.append(f"{name} = {value} must be above 0")
+        if not getattr(recipe, name) > 0:
+            problems.append(f"{name} = {getattr(recipe, name)} must be above 0")
+    problems += [
+        f"{name} = {value} must be a number"
+        for name, value in vars(recipe).items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
     if not 0 <= recipe.lora_dropout < 1:
         problems.append(f"lora_dropout = {recipe.lora_dropout} must be from 0 to below 1")
     if recipe.quantize == "nf4" and recipe.lora_variant in ("pissa", "olora"):
@@ -207,7 +214,7 @@ ALPACA_LORA = {
 
 def recipe_from_toml(path: Path, start: Recipe | None = None) -> Recipe:
     """Read settings from a TOML file, flat or under [recipe], over the values of `start`."""
-    table = read_toml(path, "recipe")
+    table = read_toml(path, "recipe", "recipe")
     return with_settings(start or Recipe(), table.get("recipe", table), str(path))
 
 
@@ -225,12 +232,19 @@ def with_settings(recipe: Recipe, settings: dict[str, Any], where: str) -> Recip
         default = getattr(Recipe(), name)
         if isinstance(default, tuple) and isinstance(value, list):
             value = tuple(value)
-        if isinstance(default, float) and type(value) is int:
+        if isinstance(default, float) and type(value) is int and abs(value) < LARGEST:
             value = float(value)
-        if type(default) is not type(value):
-            raise UsageError(f"{where}: {name} = {value!r} is not of the form {default!r}")
+        if type(default) is not type(value) or not _is_plain(value):
+            raise UsageError(f"{where}: {name} = {value!r:.80} is not of the form {default!r}")
         values[name] = value
     return replace(recipe, **values)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a setting is text, a number or a flag that the rest of the program can hold."""
+    if isinstance(value, tuple):
+        return all(isinstance(part, str) and _is_plain(part) for part in value)
+    return "\0" not in value if isinstance(value, str) else -LARGEST < value < LARGEST
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:

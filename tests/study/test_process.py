@@ -4,8 +4,9 @@ import sys
 import pytest
 
 from results import write_comparison
+from suri.files import read_json_lines
 from suri.study.captures import captures, shortened
-from suri.study.process import RECORD, Failed, read_lines, run_module
+from suri.study.process import RECORD, Failed, run_module
 
 
 def run(tmp_path, monkeypatch, text):
@@ -23,7 +24,7 @@ def test_what_a_process_prints_is_kept(tmp_path, monkeypatch):
 def test_that_it_ran_is_noted_with_its_command_time_and_exit_code(tmp_path, monkeypatch):
     with pytest.raises(Failed):
         run(tmp_path, monkeypatch, f"import sys; print({str(tmp_path)!r}); sys.exit(3)")
-    (noted,) = read_lines(tmp_path / RECORD)
+    (noted,) = read_json_lines(tmp_path / RECORD)
     assert noted.pop("seconds") >= 0
     assert noted == {
         "command": "program seven", "terminal": "kept/terminal.txt", "exit_code": 3

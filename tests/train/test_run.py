@@ -19,7 +19,7 @@ from conftest import make_model, write_tokenizer
 from suri.cli.main import main
 from suri.data.records import Record, write_records
 from suri.errors import Diverged, Preempted, UsageError
-from suri.files import check_manifest
+from suri.manifest import check_manifest
 from suri.model.adapter import WEIGHTS_FILE, initial_adapter, read_adapter
 from suri.model.config import read_config
 from suri.recipe import Recipe

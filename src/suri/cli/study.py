@@ -12,7 +12,7 @@ from rich.table import Table
 
 from suri.cli.flags import parse
 from suri.errors import UsageError
-from suri.files import read_json
+from suri.files import read_object, well_formed
 from suri.study.compare import Comparison, compare
 from suri.study.measures import MEASURES, SPEEDS, Measure, method_label, way_label
 from suri.study.plan import read_plan
@@ -92,11 +92,12 @@ def _finish(*reports: Path, folder: Path | None = None) -> None:
     console = Console(highlight=False)
     folder = folder or reports[0].parent
     is_comparison = (folder / COMPARE).is_file()
-    console.print(
-        _ways_table(read_json(folder / COMPARE))
-        if is_comparison
-        else _groups_table(read_json(folder / STUDY))
-    )
+    with well_formed(folder):
+        console.print(
+            _ways_table(read_object(folder / COMPARE))
+            if is_comparison
+            else _groups_table(read_object(folder / STUDY))
+        )
     for report in reports:
         console.print(f"report: [bold]{escape(str(report))}[/]", soft_wrap=True)
 

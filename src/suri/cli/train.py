@@ -1,6 +1,5 @@
 """`suri train`, and alpaca-lora's finetune.py: settings in, progress out."""
 
-import json
 import sys
 from collections import deque
 from dataclasses import replace
@@ -168,12 +167,13 @@ class Screen:
         )
 
     def _show_curve(self, folder: Path) -> None:
+        from suri.files import read_json_lines
         from suri.train.run_folder import METRICS
 
-        recorded = (folder / METRICS).read_text(encoding="utf-8").splitlines()
+        recorded = read_json_lines(folder / METRICS)
         width = min(60, self.console.width - 11)
         ascii_only = self.console.options.ascii_only
-        lines = loss_curve(map(json.loads, recorded), width=width, ascii_only=ascii_only)
+        lines = loss_curve(recorded, width=width, ascii_only=ascii_only)
         for line in lines:
             self.console.print(line, markup=False, no_wrap=True)
 

@@ -16,14 +16,8 @@ from suri.data.prompt import Prompt
 from suri.data.split import Table
 from suri.data.tokenizer import Tokenizer
 from suri.errors import SuriError
-from suri.files import (
-    cache_folder,
-    check_manifest,
-    publishing,
-    read_json,
-    write_json,
-    write_manifest,
-)
+from suri.files import cache_folder, publishing, read_json, write_json
+from suri.manifest import check_manifest, write_manifest
 
 FORMAT = 1
 KEPT = 12
@@ -56,7 +50,7 @@ def _key(table: Table, tokenizer: Tokenizer, prompt: Prompt, rules: Rules) -> st
 def _is_whole(folder: Path) -> bool:
     try:
         check_manifest(folder)
-    except (SuriError, OSError, KeyError, TypeError):
+    except (SuriError, OSError):
         return False
     return True
 

@@ -106,7 +106,11 @@ def saved_chat_prompt(value: dict[str, Any], path: Path) -> ChatPrompt:
         template, names, special = value["chat_template"], value["names"], value["special_tokens"]
         texts = [template, names["eos_token"], *names.keys(), *names.values(), *special]
         today = date.fromisoformat(value["today"]).isoformat()
-        if not all(isinstance(text, str) for text in texts) or len(template) > MAX_LENGTH:
+        if (
+            not all(isinstance(text, str) for text in texts)
+            or len(template) > MAX_LENGTH
+            or (not isinstance(special, list))
+        ):
             raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError):
         raise Corrupt(f"{path} is not a saved chat template") from None

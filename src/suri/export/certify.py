@@ -13,10 +13,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from suri.errors import Corrupt
-from suri.export.fold import Merge, Report, open_merge, silent
+from suri.errors import Corrupt, UsageError
+from suri.export.fold import DTYPES, Merge, Report, open_merge, silent
+from suri.export.provenance import FILE
 from suri.export.readers import read_logits, read_tensors, source_logits
-from suri.export.records import changed_files, hashes, read_record, sources_of
+from suri.export.records import hashes, sources_of
+from suri.files import read_object, well_formed
+from suri.manifest import changed_files
 from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE
 
 ROWS = 64
@@ -197,13 +200,14 @@ def verify(folder: Path, report: Report = silent) -> tuple[Certificate, str]:
     The files' checksums always; the logits where base and adapter are still what they were.
     Raises Corrupt for files that have changed.
     """
-    record = read_record(folder)
-    if changed := changed_files(folder, record["output"]["files"]):
+    record = read_certificate(folder)
+    files = record["output"]["files"]
+    if changed := changed_files(folder, files, *files):
         raise Corrupt(f"{folder} is not what was certified", found=", ".join(changed))
     report("verifying", 1, 2)
     for source in [name for name in ("base", "adapter") if record[name]]:
-        path = Path(record[source]["path"])
-        if changed := changed_files(path, record[source]["files"]):
+        path, files = Path(record[source]["path"]), record[source]["files"]
+        if changed := changed_files(path, files, *files):
             return Certificate(record["to"], (), record), f"{source} {path}: {', '.join(changed)}"
     merge = open_merge(
         Path(record["adapter"]["path"]) if record["adapter"] else None,
@@ -214,6 +218,28 @@ def verify(folder: Path, report: Report = silent) -> tuple[Certificate, str]:
     _, checks = check_logits(merge, folder, record["to"])
     report("verifying", 2, 2)
     return Certificate(record["to"], checks, record), ""
+
+
+def read_certificate(folder: Path) -> dict[str, Any]:
+    """What certificate.json holds; raises Corrupt where it is not what `publish` writes."""
+    if not (folder / FILE).is_file():
+        raise UsageError(
+            f"{folder} has no {FILE}",
+            do="give a folder that `suri merge`, `suri convert` or a study has written",
+        )
+    record = read_object(folder / FILE)
+    with well_formed(folder / FILE, "a certificate"):
+        adapter = [] if record["adapter"] is None else ["adapter"]  # a conversion has none
+        files = [len(record[part]["files"].items()) for part in ("output", "base", *adapter)]
+        paths = [Path(record[part]["path"]) for part in ("base", *adapter)]
+        kinds = record["to"] in ("hf", "meta", "gguf") and record["base"]["quantize"] in (
+            "none",
+            "nf4",
+        )
+        if not (all(files) and all(paths) and kinds and record["dtype"] in DTYPES):
+            raise ValueError("files, kind or number format")
+        _ = record["passed"], record["checks"]
+    return record
 
 
 def _targets(merge: Merge) -> list[str]:

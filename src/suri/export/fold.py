@@ -15,7 +15,7 @@ from suri.model.adapter import Adapter, is_adapter, read_adapter
 from suri.model.config import ModelConfig, read_config
 from suri.model.storage import nf4_roundtrip
 from suri.model.tokenizer import Tokenizer, read_tokenizer, tokenizer_file
-from suri.model.weights import base_identity, open_weights, recorded_base
+from suri.model.weights import base_identity, check_layers, open_weights, recorded_base
 
 BLOCK_BYTES = 4_000_000
 """Most bytes of one block of rows in fp32: what stays in a processor's cache."""
@@ -41,6 +41,7 @@ class MergeBase(Mapping[str, Tensor]):
         self.folder, self.config = folder, read_config(folder)
         self._weights = open_weights(folder)
         self.files = self._weights.files
+        check_layers(self._weights, self.config, folder)
         linears = _linears(self.config)
         if missing := sorted(set(linears) - set(self._weights)):
             raise Corrupt(f"{folder}: weights are missing", found=", ".join(missing))

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from suri.errors import UsageError
-from suri.files import has_fingerprint, read_json
+from suri.files import read_json
+from suri.manifest import changed_files
 from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter, is_adapter
 from suri.model.weights import base_identity
 
@@ -48,9 +49,8 @@ def check_holds_no_other(base: Path, adapter_folder: Path, adapter: Adapter) -> 
     held = held_adapters(base)
     if not held:
         return
-    weights = adapter_folder / WEIGHTS_FILE
     first = held[0]["onto"]
-    if any(has_fingerprint(weights, each["files"].get(WEIGHTS_FILE, "")) for each in held):
+    if any(_is_of(each["files"], adapter_folder) for each in held):
         raise UsageError(
             f"{base} holds this adapter already, and would get it twice",
             found=f"its {FILE} names the weights of {adapter_folder}",
@@ -62,6 +62,11 @@ def check_holds_no_other(base: Path, adapter_folder: Path, adapter: Adapter) -> 
             found=f"merged from {', '.join(each['path'] for each in held)}",
             do=f"name the base that the adapter was trained on: --base_model {first}",
         )
+
+
+def _is_of(files: dict[str, str], adapter_folder: Path) -> bool:
+    """Whether these checksums are of this adapter's weights."""
+    return WEIGHTS_FILE in files and not changed_files(adapter_folder, files, WEIGHTS_FILE)
 
 
 def _trained_on(adapter: Adapter, folder: Path, before: list[str]) -> bool:

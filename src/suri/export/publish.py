@@ -15,7 +15,7 @@ from suri.files import (
     make_folder,
     need_space,
     publishing,
-    read_json,
+    read_object,
     write_json,
     write_text,
 )
@@ -121,7 +121,7 @@ def _merge_card(merge: Merge, library: str) -> str:
         " W is the base after nf4 and back, as in training." if merge.quantize == "nf4" else ""
     )
     data = merge.adapter_folder / "data.json"
-    licence = read_json(data).get("licence") if data.is_file() else None
+    licence = read_object(data).get("licence") if data.is_file() else None
     return CARD.format(
         library=library,
         base=name_of(merge.base.folder),

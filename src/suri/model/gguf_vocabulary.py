@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from suri.errors import Corrupt, UsageError
+from suri.errors import UsageError
 from suri.files import write_json
 from suri.model.gguf_file import GgufFile
 from suri.model.gguf_names import CONTROL, SPLITS, UNUSED, USER_DEFINED
+from suri.model.tokenizer import explained
 
 SAME_SPLIT = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}
 """Further names of tokenizer.ggml.pre for patterns in SPLITS."""
@@ -27,16 +28,12 @@ def write_tokenizer(source: GgufFile, folder: Path) -> None:
         return
     if kind not in ("gpt2", "llama"):
         raise _unknown(source, f"a vocabulary of kind {kind}")
-    try:
+    with explained(f"{source.path}: its vocabulary is broken"):
         if kind == "gpt2":
             _byte_level(source).save(str(folder / "tokenizer.json"))
         else:
             _write_sentencepiece(source, folder)
         write_json(folder / "tokenizer_config.json", _config(source, adds_bos=kind == "llama"))
-    except UsageError:
-        raise
-    except Exception as problem:  # tokenizers raises plain Exception
-        raise Corrupt(f"{source.path}: its vocabulary is broken", found=repr(problem)) from None
 
 
 def _unknown(source: GgufFile, what: str) -> UsageError:
@@ -110,6 +107,8 @@ def _config(source: GgufFile, *, adds_bos: bool) -> dict[str, Any]:
     tokens = source.values["tokenizer.ggml.tokens"]
     ids = {n: source.values.get(f"tokenizer.ggml.{key}_token_id") for n, key in SPECIAL.items()}
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if not all(0 <= number < len(tokens) for number in ids.values() if number is not None):
+        raise ValueError(f"special tokens {ids} of {len(tokens)}")
     config |= {name: tokens[number] for name, number in ids.items() if number is not None}
     config["add_bos_token"] = bool(source.values.get("tokenizer.ggml.add_bos_token", adds_bos))
     if length := source.values.get(f"{source.values['general.architecture']}.context_length"):

@@ -19,7 +19,7 @@ from suri.model.kernels import product
 from suri.model.linear import Linear
 from suri.model.storage import Int8, Watched
 from suri.model.vector_math import settle
-from suri.model.weights import open_weights
+from suri.model.weights import check_layers, open_weights
 
 
 def choose_device(asked: str) -> str:
@@ -56,9 +56,11 @@ def load_decoder(
     exact. `only_layers`: the first ones alone, to time them.
     """
     config = read_config(folder)
+    weights = weights or open_weights(folder)
+    check_layers(weights, config, folder)
     if only_layers is not None:
         config = replace(config, num_layers=min(only_layers, config.num_layers))
-    source = _Typed(weights or open_weights(folder), config, folder, dtype, device)
+    source = _Typed(weights, config, folder, dtype, device)
     embedding = source("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
     if quantize == "int8" and probe is not None:
         layers = list(_calibrated_layers(source, F.embedding(probe, embedding)))
@@ -129,6 +131,8 @@ class _Typed:
         if name not in self.weights:
             raise Corrupt(f"{self.folder}: the weights lack {name}")
         tensor = self.weights[name]
+        if not tensor.is_floating_point():
+            raise Corrupt(f"{self.folder}: {name} holds no weights", found=str(tensor.dtype))
         if tuple(tensor.shape) != shape:
             raise Corrupt(
                 f"{self.folder}: {name} does not fit the configuration",

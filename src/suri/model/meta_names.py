@@ -46,6 +46,8 @@ def permute(w: torch.Tensor, heads: int) -> torch.Tensor:
     `hf[h, j, i] = meta[h, i, j]` with rows seen as [heads, 2, d/2] and [heads, d/2, 2].
     Source: `permute` in transformers' convert_llama_weights_to_hf.py.
     """
+    if w.shape[0] % (2 * heads):
+        raise Corrupt(f"{w.shape[0]} rotary rows are not {heads} heads of pairs")
     head_dim = w.shape[0] // heads
     return w.reshape(heads, head_dim // 2, 2, *w.shape[1:]).transpose(1, 2).reshape(w.shape)
 

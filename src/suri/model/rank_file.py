@@ -13,7 +13,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from suri.errors import Corrupt
-from suri.files import read_json
+from suri.files import read_object
 from suri.model.gguf_names import SPLITS
 
 LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n?")
@@ -68,7 +68,7 @@ def read_ranks(file: Path, folder: Path) -> Tokenizer:
 
 def _is_llama_31(folder: Path) -> bool:
     params = folder / "params.json"
-    return not params.is_file() or bool(read_json(params).get("use_scaled_rope"))
+    return not params.is_file() or bool(read_object(params).get("use_scaled_rope"))
 
 
 def _specials(named: tuple[str, ...]) -> list[str]:

@@ -5,7 +5,8 @@ import logging
 import shutil
 import tempfile
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +14,8 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
-from suri.errors import Corrupt, UsageError
-from suri.files import read_json, write_json
+from suri.errors import Corrupt, SuriError, UsageError
+from suri.files import read_object, well_formed, write_json
 from suri.model.known_words import KnownWords
 from suri.model.rank_file import BEGIN, END, holds_ranks, read_ranks
 
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 CONFIG_FILE, FILE, SENTENCEPIECE = "tokenizer_config.json", "tokenizer.json", "tokenizer.model"
 CHAT_TEMPLATE = "chat_template.jinja"
+MOST_IDS = 2**24
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,12 @@ class Tokenizer:
         """The base's own template of conversations (Jinja), if it has one."""
         file = self.source / CHAT_TEMPLATE
         if file.is_file():
-            return file.read_text(encoding="utf-8")
+            with well_formed(file):
+                return file.read_text(encoding="utf-8")
         template = self.config.get("chat_template")
         if isinstance(template, list):  # several by name, as some folders of 2024 have them
-            template = {each.get("name"): each.get("template") for each in template}.get("default")
+            tables = [each for each in template if isinstance(each, dict)]
+            template = next((t.get("template") for t in tables if t.get("name") == "default"), None)
         return template if isinstance(template, str) else None
 
     @cached_property
@@ -104,7 +108,7 @@ def tokenizer_file(folder: Path) -> Path | None:
 
 def read_tokenizer(folder: Path) -> Tokenizer:
     """Read tokenizer.json, or convert tokenizer.model; impossible special tokens are mended."""
-    config = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
+    config = read_object(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
     config.pop("auto_map", None)
     file = tokenizer_file(folder)
     if file is None:
@@ -114,18 +118,25 @@ def read_tokenizer(folder: Path) -> Tokenizer:
             do="copy the tokenizer files of the base into it",
         )
     if file.name == FILE:
-        try:
+        with explained(f"{file} is not a tokenizer"):
             backend = Backend.from_file(str(file))
-        except Exception as problem:  # the library raises plain Exception
-            raise Corrupt(f"{file} is not a tokenizer", found=str(problem)[:200]) from None
+            _check_ids(backend, MOST_IDS)
+            backend.encode("try it")  # some faults show in use alone
     else:
         backend, names = _converted(file, folder)
         config = names | config | {"tokenizer_class": "PreTrainedTokenizerFast"}
-    model = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    model = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
+    rows = model.get("vocab_size")
+    words = backend.get_vocab(with_added_tokens=False).values()
+    if type(rows) is int and max(words, default=0) >= rows:
+        found = f"{max(words)}, and the model has {rows!r:.80}"
+        raise Corrupt(f"{folder}: the tokenizer has larger ids than the model", found=found)
     names = _special_names(backend, config, model)
     config |= names
     ids = {name: int(backend.token_to_id(token) or 0) for name, token in names.items()}
     adds_bos = config.get("add_bos_token", _adds_bos(backend, ids.get("bos_token")))
+    if not isinstance(adds_bos, bool | None):
+        raise Corrupt(f"{folder / CONFIG_FILE}: add_bos_token is {adds_bos!r:.80}")
     backend.encode_special_tokens = True
     backend.no_truncation()
     backend.no_padding()
@@ -138,6 +149,24 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         config=config,
         source=file.parent,
     )
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn what the tokenizers library raises into Corrupt; its panics are no Exception."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, SuriError):
+        raise
+    except BaseException as problem:
+        raise Corrupt(what, found=repr(problem)[:200]) from None
+
+
+def _check_ids(backend: Backend, most: int) -> None:
+    """Raise ValueError for ids that are too large: the library makes a list as long as the last."""
+    largest = max(backend.get_vocab().values(), default=0)
+    if largest >= most:
+        raise ValueError(f"an id is {largest}")
 
 
 def _adds_bos(backend: Backend, bos_id: int | None) -> bool:
@@ -163,7 +192,7 @@ def _special_names(
         by_id = model.get(name.replace("_token", "_token_id"))
         by_id = by_id[0] if isinstance(by_id, list) and by_id else by_id
         usable = [given] if given and backend.token_to_id(given) is not None else []
-        if given is None and isinstance(by_id, int) and by_id > 0:
+        if given is None and type(by_id) is int and 0 < by_id < 2**31:
             usable += [token] if (token := backend.id_to_token(by_id)) else []
         found = usable + [token for token in likely if backend.token_to_id(token) is not None]
         if found:
@@ -179,7 +208,8 @@ def _special_names(
 
 def _name_of(token: Any) -> str | None:
     """A special token's text, written plainly or as a table with `content`."""
-    return token.get("content") if isinstance(token, dict) else token
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
 
 
 def _converted(file: Path, folder: Path) -> tuple[Backend, dict[str, Any]]:

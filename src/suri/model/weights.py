@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from suri.errors import Corrupt, UsageError
-from suri.files import read_json
+from suri.files import is_file, read_object, well_formed
 from suri.model.adapter import base_of
 from suri.model.config import ModelConfig, read_config
 from suri.model.embedded import embedded_base
@@ -47,6 +47,7 @@ class Weights(Mapping[str, Tensor]):
         return self._stored[name]
 
 
+LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_FILES = ("*.json", "*.jinja", "tokenizer.model")
 
@@ -58,7 +59,7 @@ def find_base(name: str) -> Path:
     """
     if name.strip() == EMBEDDED:
         return embedded_base()
-    folder = Path(name.strip()).expanduser()
+    folder = _place(name)
     if gguf_file(folder):
         return gguf_base(folder)
     if folder.is_dir():
@@ -69,6 +70,16 @@ def find_base(name: str) -> Path:
         f"{folder}: no such model folder",
         do="give a folder with config.json and weights, a GGUF file, a hub id, or `embedded`",
     )
+
+
+def _place(name: str) -> Path:
+    """The path that a name means; raises UsageError for one that no file can have."""
+    try:
+        place = Path(name.strip()).expanduser()
+        place.is_dir()
+    except (RuntimeError, OSError, ValueError) as problem:
+        raise UsageError(f"{name[:80]!r} is no path here", found=str(problem)[:80]) from None
+    return place
 
 
 def _from_hub(name: str) -> Path:
@@ -94,12 +105,12 @@ def recorded_base(adapter_folder: Path) -> Path:
     """The base that an adapter names; the embedded one is found wherever it lies now."""
     recorded = base_of(adapter_folder)
     path = str(recorded.get("path") or "")
-    if path and Path(path).is_dir():
-        return Path(path)
+    if path and _place(path).is_dir():
+        return _place(path)
     if EMBEDDED in (path, recorded.get("name")):
         return embedded_base()
-    if (name := str(recorded.get("name") or "")) and gguf_file(Path(name).expanduser()):
-        return gguf_base(Path(name).expanduser())
+    if (name := str(recorded.get("name") or "")) and gguf_file(_place(name)):
+        return gguf_base(_place(name))
     raise UsageError(
         f"the base of the adapter {adapter_folder} is not here",
         found=f"recorded as {path}" if path else "the adapter names none",
@@ -147,15 +158,26 @@ def open_weights(folder: Path) -> Weights:
     )
 
 
+def check_layers(weights: Iterable[str], config: ModelConfig, folder: Path) -> None:
+    """Raise Corrupt for layers beyond those of the configuration: a model without them is cut."""
+    numbers = {int(found[1]) for name in weights if (found := LAYER.match(name))}
+    if max(numbers, default=0) >= config.num_layers:
+        raise Corrupt(
+            f"{folder}: the weights have more layers than the configuration",
+            found=f"{max(numbers) + 1} where it says {config.num_layers}",
+        )
+
+
 def _shards(folder: Path, stem: str, ending: str) -> list[Path]:
     """The files that an index names, or the single file, or nothing."""
     index = folder / f"{stem}.{ending}.index.json"
     if not index.is_file():
         single = folder / f"{stem}.{ending}"
         return [single] if single.is_file() else []
-    names = sorted(set(read_json(index)["weight_map"].values()))
-    outside = [name for name in names if Path(name).name != name]
-    missing = [name for name in names if not (folder / name).is_file()]
+    with well_formed(index):
+        names = sorted(set(read_object(index)["weight_map"].values()))
+        outside = [name for name in names if Path(name).name != name]
+    missing = [name for name in names if not is_file(folder / name)]
     if outside or missing:
         raise Corrupt(
             f"{index} names files that are not in its folder", found=", ".join(outside or missing)

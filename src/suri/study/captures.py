@@ -10,9 +10,10 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from suri.files import read_json_lines
 from suri.study.blocks import Capture
 from suri.study.language import tr
-from suri.study.process import RECORD, read_lines
+from suri.study.process import RECORD
 
 MOST_LINES = 48
 """Longer output is cut in its middle, and says so."""
@@ -33,7 +34,9 @@ height="{terminal_height}"/></clipPath>{lines}</defs>
 def captures(folder: Path) -> list[Capture]:
     """All that is recorded and still there, in the order in which it ended; pictures last."""
     recorded = [
-        entry for entry in read_lines(folder / RECORD) if (folder / entry["terminal"]).is_file()
+        entry
+        for entry in read_json_lines(folder / RECORD)
+        if (folder / entry["terminal"]).is_file()
     ]
     # The first of every kind of command, and whatever failed.
     verbs = [_verb(entry["command"].split()) for entry in recorded]

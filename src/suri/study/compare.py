@@ -10,7 +10,7 @@ from typing import Any
 from suri.data.records import Record, read_records, write_records
 from suri.data.skills import is_correct
 from suri.errors import UsageError
-from suri.files import make_folder, read_json, write_json, write_text
+from suri.files import make_folder, read_object, write_json, write_text
 from suri.recipe import recipe_from_toml, settings_of
 from suri.study.browser import picture_of_chat
 from suri.study.compare_summary import summarise_ways
@@ -78,7 +78,7 @@ def compare(comparison: Comparison, say: Say) -> Path:
         )
     if comparison.prompts < 1 or comparison.repeats < 1 or comparison.max_new_tokens < 4:
         raise UsageError("--prompts and --repeats must be 1 or more, --max_new_tokens 4 or more")
-    trained = read_json(run / "result.json").get("quantize", "none")
+    trained = read_object(run / "result.json").get("quantize", "none")
     ways = ways_of(comparison.ways, comparison.engines, comparison.dtypes, trained)
     records = _held_out(comparison)
     open_folder(folder)
@@ -215,7 +215,9 @@ def _summary(
     measured: dict[str, list[dict[str, Any]]],
     entries: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
-    certificates = {way: read_json(folder / "certificate.json") for way, folder in models.items()}
+    from suri.export.certify import read_certificate
+
+    certificates = {way: read_certificate(folder) for way, folder in models.items()}
     recipe = what_it_is(settings_of(recipe_from_toml(comparison.run / "recipe.toml")))
     place = busiest(one["environment"] for found in measured.values() for one in found)
     settings = ("prompts", "max_new_tokens", "data_path", "engines", "dtypes", "repeats")
@@ -225,8 +227,8 @@ def _summary(
         "rows": len(entries),
         "settings": {name: getattr(comparison, name) for name in settings},
         "recipe": recipe,
-        "result": read_json(comparison.run / "result.json"),
-        "environment": read_json(comparison.run / "environment.json"),
+        "result": read_object(comparison.run / "result.json"),
+        "environment": read_object(comparison.run / "environment.json"),
         "measured_in": place,
         "threats": threats(recipe, len(entries), place, seeds=1),
         "certificates": {

@@ -4,10 +4,9 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from suri.errors import UsageError
-from suri.files import has_fingerprint, read_json
+from suri.manifest import changed_files
 from suri.study.measures import ADAPTER, BASE, GGUF, HF, META, WAYS
 from suri.study.process import run_module
 
@@ -136,11 +135,10 @@ def is_merge_of(folder: Path, run: Path, dtype: str = "") -> bool:
     """Whether a certified folder was made of this run's adapter as it is now, and in this dtype."""
     if not (folder / "certificate.json").is_file():
         return False
-    certificate: dict[str, Any] = read_json(folder / "certificate.json")
+    from suri.export.certify import read_certificate  # torch is loaded where it is needed alone
+
+    certificate = read_certificate(folder)
     if certificate["adapter"] is None:  # another format of a whole model
         return False
-    same = all(
-        (run / name).is_file() and has_fingerprint(run / name, checksum)
-        for name, checksum in certificate["adapter"]["files"].items()
-    )
-    return same and dtype in ("", certificate["dtype"])
+    files = certificate["adapter"]["files"]
+    return not changed_files(run, files, *files) and dtype in ("", certificate["dtype"])

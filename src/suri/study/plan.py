@@ -62,7 +62,7 @@ def read_plan(path: Path) -> Plan:
 
     Raises UsageError for no such file, an unknown name, a wrong type, or an empty list.
     """
-    table = read_toml(path, "plan")
+    table = read_toml(path, "plan", "recipe", "study")
     refuse_unknown(table, ("recipe", "study"), path)
     recipe = with_settings(Recipe(), table.get("recipe", {}), str(path))
     study = table.get("study", {})

@@ -9,7 +9,7 @@ from typing import Any
 import tomli_w
 
 from suri.errors import SuriError
-from suri.files import read_json, write_json, write_text
+from suri.files import read_object, write_json, write_text
 from suri.recipe import recipe_from_toml, settings_of
 from suri.study.plan import DATA, Plan, Trial
 from suri.study.process import run_module
@@ -32,8 +32,7 @@ def common_budget(trials: Sequence[Trial], folder: Path) -> dict[str, Any]:
         write_text(paths[-1], tomli_w.dumps(settings_of(trial.recipe)))
     known = folder / DATA / BUDGET
     asked = [path.read_text(encoding="utf-8") for path in paths]
-    if known.is_file() and read_json(known)["asked"] == asked:
-        found: dict[str, Any] = read_json(known)
+    if known.is_file() and (found := read_object(known)).get("asked") == asked:
         return found
     run_module(
         "suri.study.preflight",
@@ -42,7 +41,7 @@ def common_budget(trials: Sequence[Trial], folder: Path) -> dict[str, Any]:
         terminal=folder / DATA / "preflight.txt",
         results=folder,
     )
-    found = read_json(folder / DATA / "found.json") | {"asked": asked}
+    found = read_object(folder / DATA / "found.json") | {"asked": asked}
     write_json(known, found)
     return found
 

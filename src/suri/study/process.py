@@ -1,6 +1,5 @@
 """Run this program's own modules as processes, so that what they load and hold ends with them."""
 
-import json
 import subprocess
 import sys
 import time
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from suri.errors import SuriError
-from suri.files import append_json_line, read_json, write_json
+from suri.files import append_json_line, read_object, write_json
 
 RECORD = "captures.jsonl"
 """One line for every process: command, where its output is, how long it took, its exit code."""
@@ -81,17 +80,9 @@ def measure(spec: dict[str, Any], work: Path, *, what: str, results: Path) -> di
         terminal=work / "terminal.txt",
         results=results,
     )
-    measured: dict[str, Any] = read_json(out)
-    return measured
+    return read_object(out)
 
 
 def busiest(environments: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Of the environments of several measurements the one with the most other work beside it."""
     return max(environments, key=lambda environment: environment.get("load_average", 0.0))
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file that this program wrote; none where there is no file."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]

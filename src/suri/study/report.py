@@ -4,12 +4,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from suri.errors import UsageError
-from suri.files import read_json, write_text
+from suri.files import read_json_lines, read_object, well_formed, write_text
 from suri.study.blocks import Document, Section
 from suri.study.compare_sections import compare_findings, compare_part
 from suri.study.figures import for_paper
 from suri.study.language import speaking, tr
-from suri.study.process import read_lines
 from suri.study.render_html import write_html
 from suri.study.sections import author_fields, reflections
 from suri.study.statements import Statement
@@ -78,12 +77,14 @@ def build(folders: Sequence[Path], language: str) -> Document:
 def _part(folder: Path) -> tuple[Section, list[Statement]]:
     """One task, and the sentences that a summary rests on."""
     if (folder / COMPARE).is_file():
-        summary = read_json(folder / COMPARE)
-        entries, training = (read_lines(folder / name) for name in (ANSWERS, TRAINING))
-        return compare_part(folder, summary, entries, training), compare_findings(summary)
+        summary = read_object(folder / COMPARE)
+        entries, training = (read_json_lines(folder / name) for name in (ANSWERS, TRAINING))
+        with well_formed(folder / COMPARE):
+            return compare_part(folder, summary, entries, training), compare_findings(summary)
     if (folder / STUDY).is_file():
-        summary = read_json(folder / STUDY)
-        return study_part(folder, summary), study_findings(summary)
+        summary = read_object(folder / STUDY)
+        with well_formed(folder / STUDY):
+            return study_part(folder, summary), study_findings(summary)
     raise UsageError(
         f"{folder} holds no results to report on",
         do="give the folder that `suri compare` or `suri study` wrote",

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from suri.errors import SuriError, UsageError
-from suri.files import read_json, read_toml
+from suri.files import read_json_lines, read_object, read_toml, well_formed
 from suri.recipe import Recipe, settings_of
 from suri.study.plan import WHERE
-from suri.study.process import read_lines
 
 DEEPEST = 6
 INSIDE = ("checkpoints", "best", "work")
@@ -58,13 +57,23 @@ def read_run(folder: Path) -> RunEntry:
         raise UsageError(f"{folder} is no run folder", do="`suri runs` lists those below here")
     settings = read_toml(recipe, "recipe")
     finished = folder / "result.json"
-    return RunEntry(
+    found = RunEntry(
         folder,
         settings_of(Recipe()) | settings,
-        read_json(finished) if finished.is_file() else {},
-        read_lines(folder / "metrics.jsonl"),
+        read_object(finished) if finished.is_file() else {},
+        read_json_lines(folder / "metrics.jsonl"),
         recipe.stat().st_mtime,
     )
+    with well_formed(folder):
+        numbers = [value for line in found.metrics for value in (line["step"], *losses_in(line))]
+        if not all(type(value) in (int, float) for value in (*numbers, *found.figures.values())):
+            raise ValueError("figures that are no numbers")
+    return found
+
+
+def losses_in(line: Mapping[str, Any]) -> list[Any]:
+    """The losses of a line of metrics."""
+    return [line[name] for name in ("train/loss", "eval/loss") if name in line]
 
 
 def find_runs(place: Path, where: Sequence[str] = ()) -> list[RunEntry]:

@@ -22,7 +22,7 @@ def compare_plan(asked: Comparison, say: Say) -> Path:
     an unknown name or a wrong type.
     """
     path = asked.run
-    table = read_toml(path, "plan")
+    table = read_toml(path, "plan", "recipe", "compare")
     refuse_unknown(table, ("recipe", "compare"), path)
     settings = _settings(table.get("compare", {}), path)
     flags = {

@@ -12,12 +12,21 @@ import tomli_w
 from suri.data.records import read_records
 from suri.data.skills import is_correct
 from suri.errors import Preempted, SuriError, UsageError
-from suri.files import append_json_line, make_folder, read_json, write_json, write_text
+from suri.files import (
+    append_json_line,
+    make_folder,
+    read_json_lines,
+    read_object,
+    well_formed,
+    write_json,
+    write_text,
+)
 from suri.locks import holding
+from suri.manifest import MANIFEST, check_manifest
 from suri.recipe import settings_of
 from suri.study.plan import DATA, Plan, Trial, trials_of, what_it_is, write_rows
 from suri.study.preflight import common_budget, held_equal, with_budget
-from suri.study.process import busiest, measure, read_lines, run_module
+from suri.study.process import busiest, measure, run_module
 from suri.study.report import STUDY, write_report
 from suri.study.statements import threats
 from suri.study.study_summary import summarise_trials
@@ -92,9 +101,8 @@ def run_trial(trial: Trial, folder: Path, say: Say) -> dict[str, Any]:
         return _identity(trial) | {"status": "failed", "reason": reason}
     failure.unlink(missing_ok=True)
     _note(folder, trial, started, 0)
-    return _identity(trial) | collect(
-        run, read_json(place / "judged" / "measured.json"), _attempts(place)
-    )
+    judged = read_object(place / "judged" / "measured.json")
+    return _identity(trial) | collect(run, judged, _attempts(place))
 
 
 def _train(trial: Trial, place: Path, folder: Path) -> None:
@@ -151,8 +159,15 @@ def _identity(trial: Trial) -> dict[str, Any]:
 
 def collect(run: Path, measured: dict[str, Any], attempts: int = 1) -> dict[str, Any]:
     """What the summary needs of a finished run folder and of its judged held-out rows."""
-    result = read_json(run / "result.json")
-    metrics = read_lines(run / "metrics.jsonl")
+    if (run / MANIFEST).is_file():
+        check_manifest(run, "result.json", "metrics.jsonl", "held_out.jsonl")
+    with well_formed(run.parent):
+        return _collected(run, measured, attempts)
+
+
+def _collected(run: Path, measured: dict[str, Any], attempts: int) -> dict[str, Any]:
+    result = read_object(run / "result.json")
+    metrics = read_json_lines(run / "metrics.jsonl")
     steps = [one for one in metrics if "train/loss" in one]
     evaluations = [one for one in metrics if "eval/loss" in one]
     token_seconds = [1 / one["train/tokens_per_second"] for one in steps]
@@ -202,7 +217,7 @@ def _summary(
         "kind": "study",
         "plan": asked,
         "recipe": recipe,
-        "environment": read_json(run / "environment.json"),
+        "environment": read_object(run / "environment.json"),
         "measured_in": place,
         "held_out_rows": held_out_rows,
         "threats": threats(recipe, held_out_rows, place, seeds=len(plan.seeds)),

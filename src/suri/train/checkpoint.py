@@ -4,21 +4,13 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from suri.errors import Corrupt, SuriError, UsageError
-from suri.files import (
-    check_manifest,
-    fault,
-    publishing,
-    read_json,
-    write_bytes,
-    write_json,
-    write_manifest,
-)
+from suri.files import fault, publishing, read_object, well_formed, write_bytes, write_json
+from suri.manifest import check_manifest, write_manifest
 from suri.model.adapter import Adapter, read_adapter, write_adapter
 
 KEPT = 2
@@ -83,22 +75,36 @@ def load_checkpoint(
     from safetensors.torch import load_file
 
     check_manifest(folder)
-    state: dict[str, Any] = read_json(folder / "state.json")
+    state = read_object(folder / "state.json")
     moments = load_file(folder / "optimizer.safetensors")
-    if len(moments) != 2 * len(parameters) and state["adam_steps"]:
+    # Whole, it may still be another version's, or of other settings.
+    with well_formed(folder / "state.json"):
+        progress, steps = Progress(**state["progress"]), float(state["adam_steps"])
+    if steps and not _belong(moments, optimizer):
         raise Corrupt(f"{folder}: the optimizer's state is of another adapter")
     restored = optimizer.state_dict()
-    if state["adam_steps"]:
+    if steps:
         restored["state"] = {
             number: {
-                "step": torch.tensor(state["adam_steps"]),
+                "step": torch.tensor(steps),
                 "exp_avg": moments[f"{number}.exp_avg"],
                 "exp_avg_sq": moments[f"{number}.exp_avg_sq"],
             }
             for number in range(len(parameters))
         }
         optimizer.load_state_dict(restored)
-    return Progress(**state["progress"]), read_adapter(folder, dora=True)
+    return progress, read_adapter(folder, dora=True)
+
+
+def _belong(moments: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> bool:
+    """Whether these are the two moments of each of its parameters, in the parameter's shape."""
+    groups = optimizer.param_groups
+    shapes = {
+        f"{number}.{moment}": parameter.shape
+        for number, parameter in enumerate(p for group in groups for p in group["params"])
+        for moment in ("exp_avg", "exp_avg_sq")
+    }
+    return {name: moment.shape for name, moment in moments.items()} == shapes
 
 
 def find_checkpoint(place: Path) -> tuple[Path, list[str]]:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from suri.files import read_json_lines, well_formed, write_text
+
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
 ]
@@ -37,6 +39,7 @@ def stop_requests() -> Iterator[threading.Event]:
 
 def forget_after(metrics: Path, step: int) -> None:
     """Drop lines of steps that will be done again, so that each step stands there once."""
-    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
-    metrics.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    lines = read_json_lines(metrics)
+    with well_formed(metrics):
+        kept = [json.dumps(line, ensure_ascii=False) for line in lines if line["step"] <= step]
+    write_text(metrics, "".join(f"{line}\n" for line in kept))

@@ -8,15 +8,14 @@ from typing import Any
 from suri.errors import UsageError
 from suri.files import (
     LOCK,
-    MANIFEST,
     make_folder,
     need_space,
-    read_json,
+    read_object,
     sweep,
     write_json,
-    write_manifest,
     write_text,
 )
+from suri.manifest import MANIFEST, write_manifest
 from suri.model.adapter import is_adapter
 from suri.recipe import Recipe, recipe_from_toml, settings_of
 from suri.train.machine import environment
@@ -117,14 +116,14 @@ def refuse_other_inputs(folder: Path, data: dict[str, Any], base: dict[str, Any]
 
     `data` is what data.json would hold now, `base` the identity of the base.
     """
-    recorded = read_json(folder / "data.json") if (folder / "data.json").is_file() else {}
+    recorded = read_object(folder / "data.json") if (folder / "data.json").is_file() else {}
     names = ("sha256", "held_out_sha256", "train_rows", "held_out_rows", "encoded")
     differing = [
         f"{name} is {data.get(name)}, was {recorded[name]}"
         for name in names
         if name in recorded and recorded[name] != data.get(name)
     ]
-    started = read_json(folder / BASE) if (folder / BASE).is_file() else base
+    started = read_object(folder / BASE) if (folder / BASE).is_file() else base
     differing += [
         f"the base's {name} is {base.get(name)}, was {started.get(name)}"
         for name in ("fingerprint", "quantize")
@@ -140,7 +139,7 @@ def refuse_other_inputs(folder: Path, data: dict[str, Any], base: dict[str, Any]
 
 def finish_run(folder: Path, recipe: Recipe, result: dict[str, Any]) -> None:
     """Write result, model card and manifest; after this the run counts as finished."""
-    write_text(folder / "README.md", model_card(recipe, result, read_json(folder / "data.json")))
+    write_text(folder / "README.md", model_card(recipe, result, read_object(folder / "data.json")))
     write_json(folder / RESULT, result)
     write_manifest(folder)
 
