@@ -76,12 +76,16 @@ def make_model(folder: Path, model_type: str = "llama", **changes: object) -> Pa
 
 
 def write_tokenizer(folder: Path) -> Path:
-    """A byte-level tokenizer without merges that knows ASCII and ends texts with `</s>`."""
+    """A byte-level tokenizer that knows ASCII and ends texts with `</s>`.
+
+    Its one merge joins what no text is cut into: GGUF files hold no tokenizer without any.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     letters = [chr(i) for i in range(33, 127)] + ["Ġ", "Ċ"]
     vocab = {"<s>": 0, "</s>": 1} | {letter: i + 2 for i, letter in enumerate(letters)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    vocab["<s></s>"] = len(vocab)
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[("<s>", "</s>")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken("<s>"), AddedToken("</s>")])

@@ -121,3 +121,12 @@ def test_the_readmes_figures_of_task_2_are_the_committed_ones() -> None:
             ends = f"({ratio['low']:.2f} to {ratio['high']:.2f})"
             assert f"{ratio['value']:.2f}" in text
             assert ends in text, ends
+
+
+def test_the_four_programs_answers_are_the_same_as_the_readme_says() -> None:
+    file = ROOT / "benchmarks" / "results" / "same-answers.json"
+    result = json.loads(file.read_text("utf-8"))
+    assert f"{result['prompts']} greedy answers of a trained" in (ROOT / "README.md").read_text()
+    assert len(result["readers"]) == 3
+    for reader in result["readers"].values():
+        assert reader["same_up_to_a_tie"] == result["prompts"]

@@ -31,7 +31,8 @@ def test_the_last_line_says_pass_and_the_next_format_takes_it(model, tmp_path, m
         main(["convert", source, "--to", to, f"--output-dir=out-{to}", "--dtype", "float32"])
         lines = capsys.readouterr().out.splitlines()
         assert lines[-1] == f"PASS {to} out-{to}"
-        assert [line[:5] for line in lines[:-1]] == ["ok   "] * 2
+        assert len(lines) >= 3
+        assert {line[:5] for line in lines[:-1]} <= {"ok   ", "note:"}
         assert json.loads(Path(f"out-{to}/certificate.json").read_text())["adapter"] is None
         main(["verify", f"out-{to}"])
         assert capsys.readouterr().out.splitlines()[-1] == f"PASS {to} out-{to}"

@@ -12,20 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from suri.errors import Corrupt, UsageError
-from suri.export import certify as certifying
 from suri.export import fold as folding
 from suri.export import meta
-from suri.export.certify import (
-    Check,
-    check_others,
-    check_targets,
-    compare_logits,
-    probe_ids,
-    verify,
-)
+from suri.export.certify import check_others, check_targets, verify
+from suri.export.checks import Check, compare_logits
 from suri.export.fold import fold, open_merge
 from suri.export.hf import write_hf
 from suri.export.meta import write_meta
+from suri.export.probes import PROBES, probe_ids
 from suri.files import read_json, write_json
 from suri.model import weights as weights_module
 from suri.model.adapter import Adapter, read_adapter, write_adapter
@@ -241,7 +235,7 @@ def test_probes_are_texts_of_the_base_with_its_first_token(base, adapter):
     merge = open_merge(adapter, base)
     ids = probe_ids(merge)
     assert merge.tokenizer is not None
-    for row, text in zip(ids, certifying.PROBES, strict=True):
+    for row, text in zip(ids, PROBES, strict=True):
         assert len(row) == 64
         assert text.startswith(merge.tokenizer.decode(row))
     with_bos = replace(merge, tokenizer=replace(merge.tokenizer, bos_id=0))

@@ -359,6 +359,17 @@ def test_the_certificate_names_no_adapter_and_is_verified(steady, tmp_path, to, 
     assert "lora" not in card
 
 
+def test_q8_0_is_a_format_of_gguf_alone(steady, tmp_path):
+    certificate = write_gguf(steady, None, tmp_path / "gguf", "q8_0")
+    assert certificate.record["dtype"] == "q8_0"
+    assert verify(tmp_path / "gguf")[0].passed
+    write_hf(find_base(str(tmp_path / "gguf")), None, tmp_path / "hf")
+    found = tensors_of(tmp_path / "hf")
+    assert_same(found, by_transformers(tmp_path / "gguf", found))
+    with pytest.raises(UsageError, match="q8_0 are not written"):
+        write_hf(steady, None, tmp_path / "other", "q8_0")
+
+
 def test_a_changed_number_fails_and_is_not_published(tmp_path, monkeypatch):
     from suri.export.fold import fold
 

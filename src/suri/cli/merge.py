@@ -30,8 +30,8 @@ class MergeFlags:
     """Folder of the base ("": where the adapter says it is)."""
     merge_base: Literal["dequantized", "original"] = "dequantized"
     """For an adapter trained on nf4: the base as it was in training, or as it was before."""
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Numbers of the result (auto: the base's own; for gguf float16)."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16", "q8_0"] = "auto"
+    """Numbers of the result (auto: the base's own; for gguf float16). q8_0 is for gguf alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +44,9 @@ class ConvertFlags:
     """hf: a Hugging Face folder. meta: consolidated.00.pth and params.json. gguf: model.gguf."""
     output_dir: str
     """Folder to write; it must not exist yet."""
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "float16", "bfloat16", "q8_0"] = "auto"
     """Numbers of the result (auto: the model's own, and float32 where it mixes some or holds
-    quantised ones; for gguf float16)."""
+    quantised ones; for gguf float16). q8_0 is for gguf alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def _write(
     found = find_base(base) if base.strip() or adapter is None else None
     with _bar() as report:
         certificate = write(found, adapter, out, flags.dtype, merge_base=merge_base, report=report)
-    print(*certificate.checks, sep="\n")
+    print(*certificate.checks, *certificate.notes, sep="\n")
     print(f"PASS {flags.to} {out}")
 
 
@@ -100,7 +100,8 @@ def run_verify(args: list[str]) -> None:
     with _bar() as report:
         certificate, left_out = verify(folder, report)
     print("ok   every file has its checksum")
-    print(*certificate.checks, *([f"note: {left_out}"] if left_out else []), sep="\n")
+    notes = [*certificate.notes, *([f"note: {left_out}"] if left_out else [])]
+    print(*certificate.checks, *notes, sep="\n")
     if not certificate.passed:
         raise Corrupt(f"{folder} no longer gives the logits of what it was made from")
     print(f"PASS {certificate.to} {folder}")

@@ -9,12 +9,23 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from suri.errors import Corrupt, UsageError
-from suri.export.fold import DTYPES, Merge, Report, open_merge, silent
+from suri.export.checks import (
+    Check,
+    Wide,
+    block_error,
+    compare_logits,
+    half_spacing,
+    same_bits,
+    wide,
+)  # fmt: skip
+from suri.export.fold import DTYPES, Q8_0, Merge, Report, open_merge, silent
+from suri.export.gguf_reader import GgufTensors
+from suri.export.llama_cpp_check import check_with_llama_cpp
+from suri.export.probes import probe_ids
 from suri.export.provenance import FILE
 from suri.export.readers import read_logits, read_tensors, source_logits
 from suri.export.records import hashes, sources_of
@@ -24,54 +35,10 @@ from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE
 
 ROWS = 64
 """Rows of each target that are computed again."""
-PROBE_TOKENS = 64
-"""Tokens of each probe: with four, a few near-ties that bf16 turns round do not reach 2 %."""
+BLOCK_ROWS = 4096
+"""Rows of a quantised tensor that are held in fp64 at once."""
 
-PROBES = (
-    "The river leaves the mountains near a small town whose bridge was built four hundred years "
-    "ago. Every spring the water rises by almost two metres, and the people who live beside it "
-    "carry their boats into the square before the first of May. In summer the same square is "
-    "full of tables, and children fish from the lowest arch.",
-    "Below is an instruction that describes a task, paired with an input that provides further "
-    "context. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\nSort these numbers from the smallest to the largest.\n\n"
-    "### Input:\n17, 4, 256, -3, 80\n\n### Response:\n-3, 4, 17, 80, 256",
-    "def area(width: float, height: float) -> float:\n"
-    '    """The area of a rectangle in square metres."""\n'
-    "    if width < 0 or height < 0:\n"
-    '        raise ValueError("a side cannot be negative")\n'
-    "    return width * height\n\n\nprint(area(3, 4), area(0.5, 12))\n",
-    "Water boils at 100 degrees Celsius at sea level, but at 90 degrees on a mountain of three "
-    "thousand metres, because the air presses less on its surface. Cooks who live there boil "
-    "potatoes longer; can you say why a lid helps? Answer: it keeps the steam, and the heat that "
-    "the steam carries, inside the pot.",
-)
-"""English of four kinds: a story, a prompt with its answer, a program, a question."""
-
-# Digits of each format's significand and its smallest normal exponent, as np.frexp counts it.
-PRECISION = {"float32": (24, -125), "float16": (11, -13), "bfloat16": (8, -125)}
-
-Wide = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One measured figure and the limit it must keep."""
-
-    name: str
-    figure: float
-    limit: float
-    at_least: bool = False
-
-    @property
-    def passed(self) -> bool:
-        """A figure that is not a number keeps no limit."""
-        return self.figure >= self.limit if self.at_least else self.figure <= self.limit
-
-    def __str__(self) -> str:
-        sign = ">=" if self.at_least else "<="
-        verdict = "ok  " if self.passed else "FAIL"
-        return f"{verdict} {self.name}: {self.figure:.3g} (must be {sign} {self.limit:g})"
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -87,6 +54,12 @@ class Certificate:
         """Whether every check is kept."""
         return all(check.passed for check in self.checks)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader could not do, which fails nothing."""
+        note = self.record.get("llama.cpp", {}).get("note")
+        return (f"note: {note}",) if note else ()
+
     def as_json(self) -> dict[str, Any]:
         """What certificate.json holds."""
         checks = [asdict(check) | {"passed": check.passed} for check in self.checks]
@@ -101,14 +74,14 @@ def certify(merge: Merge, folder: Path, to: str, report: Report = silent) -> Cer
     report("checking", 1, 4)
     others = check_others(merge, output, to)
     report("checking", 2, 4)
-    reader, logits = check_logits(merge, folder, to)
+    readers, logits = check_logits(merge, folder, to)
     report("checking", 3, 4)
     record = {
         "dtype": merge.dtype_name,
         **sources_of(merge),
         "output": {"files": hashes(folder, sorted(p.name for p in folder.glob("[!.]*")))},
         "probes": "texts" if merge.tokenizer else "token ids",
-        "reader": reader,
+        **readers,
     }
     report("checking", 4, 4)
     return Certificate(to, (*targets, others, *logits), record)
@@ -129,15 +102,15 @@ def check_targets(merge: Merge, output: Mapping[str, Tensor]) -> Check:
     with safe_open(merge.adapter_folder / WEIGHTS_FILE, framework="pt") as file:
         for number, name in enumerate(_targets(merge)):
             module = f"base_model.model.{name.removesuffix('.weight')}"
-            a = _wide(file.get_tensor(f"{module}.lora_A.weight"))
-            b = _wide(file.get_tensor(f"{module}.lora_B.weight"))
+            a = wide(file.get_tensor(f"{module}.lora_A.weight"))
+            b = wide(file.get_tensor(f"{module}.lora_B.weight"))
             count = min(ROWS, len(b))
             rows = np.sort(np.random.default_rng(number).choice(len(b), count, replace=False))
-            weight, found = _wide(merge.base.rows(name, rows.tolist())), _wide(output[name][rows])
+            weight = wide(merge.base.rows(name, rows.tolist()))
             exact = weight + scaling * (b[rows] @ a)
             terms = np.abs(weight) + scaling * (np.abs(b[rows]) @ np.abs(a))
-            allowed = _half_spacing(exact, merge.dtype_name) + (r + 4) * 2.0**-24 * terms
-            worst = max(worst, float(np.max(np.abs(found - exact) / allowed)))
+            error = _rounding(merge, output, name, rows, exact, (r + 4) * 2.0**-24 * terms)
+            worst = float(np.maximum(worst, error))  # which keeps what is not a number
     return Check(f"{len(_targets(merge))} targets: largest error of W + BA, in roundings", worst, 1)
 
 
@@ -148,50 +121,23 @@ def check_others(merge: Merge, output: Mapping[str, Tensor], to: str) -> Check:
         others["lm_head.weight"] = "model.embed_tokens.weight"
     strange = set(output) - set(merge.base) - set(others)
     wrong = sum(
-        name not in output or not _same_bits(output[name], _cast(merge, source, to))
+        name not in output or not _is_bases(merge, output, name, source, to)
         for name, source in others.items()
     )
     name = f"{len(others)} other tensors: how many are not the base's"
     return Check(name, wrong + len(strange), 0)
 
 
-def check_logits(merge: Merge, folder: Path, to: str) -> tuple[str, tuple[Check, ...]]:
-    """The reader's name, and the folder read from disk against base + unmerged adapter in fp32."""
+def check_logits(merge: Merge, folder: Path, to: str) -> tuple[dict[str, Any], tuple[Check, ...]]:
+    """Who read the folder from disk, and its logits against base + unmerged adapter in fp32."""
     texts = probe_ids(merge)
     expected = source_logits(merge, texts)
     reader, found = read_logits(folder, to, texts)
-    return reader, compare_logits(expected, found, merge.dtype_name)
-
-
-def compare_logits(expected: Tensor, found: Tensor, dtype: str) -> tuple[Check, ...]:
-    """The checks that this dtype has to pass, of fp32 logits [T, vocab].
-
-    fp32: the largest difference. fp16 and bf16: KL(expected || found) in nats, mean over tokens;
-    bf16 also the share of tokens with the same likeliest successor.
-    """
-    if dtype == "float32":
-        difference = float((expected - found).abs().max())
-        return (Check("largest difference of a logit", difference, 1e-3),)
-    p, q = expected.double().log_softmax(-1), found.double().log_softmax(-1)
-    divergence = float((p.exp() * (p - q)).sum(-1).mean())
-    if dtype == "float16":
-        return (Check("KL divergence of the next token", divergence, 1e-4),)
-    same = float((expected.argmax(-1) == found.argmax(-1)).double().mean())
-    return (
-        Check("KL divergence of the next token", divergence, 1e-3),
-        Check("same likeliest next token, share", same, 0.98, at_least=True),
-    )
-
-
-def probe_ids(merge: Merge) -> list[list[int]]:
-    """Fixed texts as token ids; for a base without a tokenizer, fixed ids."""
-    tokenizer = merge.tokenizer
-    if tokenizer is None:
-        shape = (len(PROBES), PROBE_TOKENS)
-        ids = np.random.default_rng(0).integers(merge.base.config.vocab_size, size=shape)
-        return [[int(i) for i in row] for row in ids]
-    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    return [(start + tokenizer.encode(text))[:PROBE_TOKENS] for text in PROBES]
+    checks = compare_logits(expected, found, merge.dtype_name)
+    if to != "gguf":
+        return {"reader": reader}, checks
+    record, more = check_with_llama_cpp(merge, folder, texts, expected)
+    return {"reader": reader, "llama.cpp": record}, (*checks, *more)
 
 
 def verify(folder: Path, report: Report = silent) -> tuple[Certificate, str]:
@@ -214,10 +160,11 @@ def verify(folder: Path, report: Report = silent) -> tuple[Certificate, str]:
         Path(record["base"]["path"]),
         dtype=record["dtype"],
         merge_base="dequantized" if record["base"]["quantize"] == "nf4" else "original",
+        to=record["to"],
     )
-    _, checks = check_logits(merge, folder, record["to"])
+    readers, checks = check_logits(merge, folder, record["to"])
     report("verifying", 2, 2)
-    return Certificate(record["to"], checks, record), ""
+    return Certificate(record["to"], checks, record | readers), ""
 
 
 def read_certificate(folder: Path) -> dict[str, Any]:
@@ -236,7 +183,7 @@ def read_certificate(folder: Path) -> dict[str, Any]:
             "none",
             "nf4",
         )
-        if not (all(files) and all(paths) and kinds and record["dtype"] in DTYPES):
+        if not (all(files) and all(paths) and kinds and record["dtype"] in (*DTYPES, Q8_0)):
             raise ValueError("files, kind or number format")
         _ = record["passed"], record["checks"]
     return record
@@ -253,26 +200,34 @@ def _targets(merge: Merge) -> list[str]:
     ]
 
 
-def _wide(tensor: Tensor) -> Wide:
-    wide: Wide = tensor.double().numpy()
-    return wide
+def _rounding(
+    merge: Merge, output: Mapping[str, Tensor], name: str, rows: Rows, exact: Wide, slack: Wide
+) -> float:
+    """The largest error of stored rows, where 1 is that of one rounding and `slack`."""
+    if isinstance(output, GgufTensors) and output.kind(name) == "Q8_0":
+        return block_error(exact, slack, *output.blocks(name, rows))
+    # Beside q8_0 lie the tensors whose rows make no whole blocks.
+    dtype = "float16" if merge.rounded_to else merge.dtype_name
+    allowed = half_spacing(exact, dtype) + slack
+    return float(np.max(np.abs(wide(output[name][rows]) - exact) / allowed))
 
 
-def _half_spacing(values: Wide, dtype: str) -> Wide:
-    """Half the distance between neighbours of `dtype` at each value: the error of one rounding."""
-    digits, smallest = PRECISION[dtype]
-    exponents = np.maximum(np.frexp(values)[1], smallest)
-    half: Wide = np.ldexp(0.5, exponents - digits)
-    return half
-
-
-def _cast(merge: Merge, name: str, to: str) -> Tensor:
-    weight = merge.base[name]
-    return weight.float() if to == "gguf" and weight.dim() == 1 else weight.to(merge.dtype)
-
-
-def _same_bits(found: Tensor, expected: Tensor) -> bool:
-    if (found.dtype, found.shape) != (expected.dtype, expected.shape):
+def _is_bases(merge: Merge, output: Mapping[str, Tensor], name: str, source: str, to: str) -> bool:
+    """Whether a tensor is the base's, cast or quantised."""
+    weight = merge.base[source]
+    if not (isinstance(output, GgufTensors) and output.kind(name) == "Q8_0"):
+        return same_bits(output[name], _cast(merge, weight, to))
+    if output[name].shape != weight.shape:
         return False
-    found, expected = found.contiguous(), expected.contiguous()
-    return torch.equal(found.view(torch.uint8), expected.view(torch.uint8))
+    for start in range(0, len(weight), BLOCK_ROWS):
+        rows = np.arange(start, min(start + BLOCK_ROWS, len(weight)))
+        exact = wide(weight[rows])
+        if not _rounding(merge, output, name, rows, exact, np.zeros_like(exact)) <= 1:
+            return False
+    return True
+
+
+def _cast(merge: Merge, weight: Tensor, to: str) -> Tensor:
+    if to == "gguf" and weight.dim() == 1:
+        return weight.float()
+    return weight.half() if merge.rounded_to else weight.to(merge.dtype)

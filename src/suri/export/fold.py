@@ -21,6 +21,8 @@ BLOCK_BYTES = 4_000_000
 """Most bytes of one block of rows in fp32: what stays in a processor's cache."""
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+Q8_0 = "q8_0"
+"""GGUF's blocks of 32 integers of 8 bits with one scale in fp16; it is rounded from fp32."""
 
 MergeBaseName = Literal["dequantized", "original"]
 Report = Callable[[str, int, int], None]
@@ -95,6 +97,7 @@ class Merge:
 
     Without an adapter the base itself is written in another form, and its tokenizer with it.
     `quantize` is how the base is stored in the model that the result must equal: nf4 or none.
+    `rounded_to` is q8_0 where the sum in `dtype` is not yet what is stored.
     """
 
     base: MergeBase
@@ -103,11 +106,17 @@ class Merge:
     dtype: torch.dtype
     quantize: str
     tokenizer: Tokenizer | None
+    rounded_to: str = ""
 
     @property
     def dtype_name(self) -> str:
-        """As config.json writes it: float32, float16 or bfloat16."""
-        return str(self.dtype).removeprefix("torch.")
+        """As config.json writes it, float32, float16 or bfloat16; or q8_0."""
+        return self.rounded_to or str(self.dtype).removeprefix("torch.")
+
+    @property
+    def itemsize(self) -> float:
+        """Bytes of a number as stored; q8_0 has 34 for 32."""
+        return 34 / 32 if self.rounded_to else self.dtype.itemsize
 
     @property
     def title(self) -> str:
@@ -130,16 +139,17 @@ def open_merge(
     *,
     dtype: str = "auto",
     merge_base: MergeBaseName = "dequantized",
+    to: str = "",
 ) -> Merge:
     """Open an adapter and its base (the recorded one unless given) and check that they fit.
 
-    `dtype` auto is the base's own. `merge_base` matters for adapters trained on nf4 alone.
-    Without an adapter it is the base that is written.
+    `dtype` auto is the base's own, q8_0 is for `to` gguf alone. `merge_base` matters for adapters
+    trained on nf4 alone. Without an adapter it is the base that is written.
     Raises UsageError for another base than the adapter's, listing what does not fit, and for a
     base that holds this or another adapter already.
     """
     if adapter_folder is None:
-        return _open_conversion(base_folder, dtype)
+        return _open_conversion(base_folder, dtype, to)
     check_is_no_merge(adapter_folder)
     adapter = read_adapter(adapter_folder)
     folder = base_folder or recorded_base(adapter_folder)
@@ -150,10 +160,11 @@ def open_merge(
     base = MergeBase(folder, dequantized=quantize == "nf4")
     adapter.check_fits(base.config)
     tokenizer = _tokenizer(folder, adapter_folder)
-    return Merge(base, adapter, adapter_folder, _dtype(dtype, base), quantize, tokenizer)
+    number, rounded_to = _numbers(dtype, to, base)
+    return Merge(base, adapter, adapter_folder, number, quantize, tokenizer, rounded_to)
 
 
-def _open_conversion(folder: Path | None, dtype: str) -> Merge:
+def _open_conversion(folder: Path | None, dtype: str, to: str) -> Merge:
     assert folder is not None  # without an adapter nothing records it
     if is_adapter(folder):
         raise UsageError(
@@ -161,8 +172,15 @@ def _open_conversion(folder: Path | None, dtype: str) -> Merge:
             do=f"`suri merge {folder}` makes one of it and its base, in any of the formats",
         )
     base = MergeBase(folder)
-    number = _exact_dtype(base) if dtype == "auto" else _dtype(dtype, base)
-    return Merge(base, None, None, number, "none", _tokenizer(folder))
+    number, rounded_to = _numbers(_exact_dtype(base) if dtype == "auto" else dtype, to, base)
+    return Merge(base, None, None, number, "none", _tokenizer(folder), rounded_to)
+
+
+def _numbers(dtype: str, to: str, base: MergeBase) -> tuple[torch.dtype, str]:
+    """In what the sum is made, and to what it is rounded where that is no dtype of torch."""
+    if (dtype, to) == (Q8_0, "gguf"):
+        return torch.float32, Q8_0
+    return _dtype(dtype, base), ""
 
 
 def fold(
@@ -229,12 +247,13 @@ def _dtype(name: str, base: MergeBase) -> torch.dtype:
         name = str(base.dtype("model.embed_tokens.weight")).removeprefix("torch.")
     if name not in DTYPES:
         raise UsageError(
-            f"weights of dtype {name} are not written", do=f"choose --dtype {' or '.join(DTYPES)}"
+            f"weights of dtype {name} are not written",
+            do=f"choose --dtype {' or '.join(DTYPES)}, or {Q8_0} with --to gguf",
         )
     return DTYPES[name]
 
 
-def _exact_dtype(base: MergeBase) -> torch.dtype:
+def _exact_dtype(base: MergeBase) -> str:
     """The embedding's dtype where every number of the base has a place in it, else fp32.
 
     GGUF files mix: norms in fp32 beside an embedding in fp16, linears of a few bits.
@@ -243,8 +262,8 @@ def _exact_dtype(base: MergeBase) -> torch.dtype:
     for name in (name for name in base if base.dtype(name) != dtype):
         weight = base[name]
         if not torch.equal(weight.to(dtype).to(weight.dtype), weight):
-            return torch.float32
-    return dtype
+            return "float32"
+    return str(dtype).removeprefix("torch.")
 
 
 def _tokenizer(*folders: Path) -> Tokenizer | None:

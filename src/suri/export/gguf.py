@@ -4,11 +4,14 @@ Source: github.com/ggml-org/ggml, docs/gguf.md; what llama.cpp expects of each a
 its convert_hf_to_gguf.py.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,10 +27,20 @@ from suri.model.gguf_names import ARCHITECTURES, ROPE_FACTORS, to_gguf
 from suri.model.meta_names import unpermute
 from suri.model.tokenizer import Tokenizer
 
-FILE_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 32}
-"""general.file_type (gguf-py, LlamaFileType: all F32, mostly F16, mostly BF16)."""
+log = logging.getLogger(__name__)
 
-TENSOR_TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+FILE_TYPES = {"float32": 0, "float16": 1, "bfloat16": 32, "q8_0": 7}
+"""general.file_type (gguf-py, LlamaFileType: all F32, mostly F16, mostly BF16, mostly Q8_0)."""
+
+TENSOR_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
+SUMMED_IN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""How the sum is rounded; for Q8_0, which quantises fp32, not at all."""
+CARRIERS = {"F32": torch.int32, "F16": torch.int16, "BF16": torch.int16}
+"""Numbers of the right width: numpy has no bfloat16, and the type is given beside."""
+BLOCK = 32
+"""Numbers of one block of Q8_0."""
+ROWS = 4096
+"""Rows that are quantised at once: gguf holds several copies of them in fp32."""
 
 QUANTIZATION_VERSION = 2
 
@@ -44,12 +57,12 @@ def write_gguf(
     """Merge an adapter folder into its base (None: the recorded one) as a new folder `out`.
 
     Without an adapter the base itself is written.
-    It holds model.gguf in `dtype` (auto: float16), norms in fp32, and the tokenizer's files
-    beside it. Raises UsageError for a model or tokenizer that llama.cpp's architectures cannot
-    hold, Corrupt where the certificate fails; then nothing is published.
+    It holds model.gguf in `dtype` (auto: float16; q8_0 is the smallest), norms in fp32, and the
+    tokenizer's files beside it. Raises UsageError for a model or tokenizer that llama.cpp's
+    architectures cannot hold, Corrupt where the certificate fails; then nothing is published.
     """
     dtype = "float16" if dtype == "auto" else dtype
-    merge = open_merge(adapter, base, dtype=dtype, merge_base=merge_base)
+    merge = open_merge(adapter, base, dtype=dtype, merge_base=merge_base, to="gguf")
     config, tokenizer = merge.base.config, merge.tokenizer
     if problems := list(_unknown_to_gguf(merge)):
         raise UsageError(
@@ -90,7 +103,8 @@ def gguf_tensors(merge: Merge, report: Report = silent) -> Iterator[tuple[str, T
     turned = heads if ARCHITECTURES[config.model_type] == "llama" else {}
     for done, name in enumerate(merge.base, 1):
         weight = {name: merge.base[name]}
-        ((_, tensor),) = fold(weight, merge.adapter, _dtype(merge, weight[name].dim()))
+        dtype = SUMMED_IN.get(_kind(merge, merge.base.shape(name)), torch.float32)
+        ((_, tensor),) = fold(weight, merge.adapter, dtype)
         part = name.split(".")[-2]
         yield _name(name), unpermute(tensor, turned[part]) if part in turned else tensor
         report("folding", done, len(merge.base))
@@ -111,42 +125,62 @@ def _name(name: str) -> str:
     return found
 
 
-def _dtype(merge: Merge, dimensions: int) -> torch.dtype:
-    return torch.float32 if dimensions == 1 else merge.dtype
+def _kind(merge: Merge, shape: tuple[int, ...]) -> str:
+    """GGML's type of a tensor: vectors stay in fp32, rows that make no whole blocks in fp16."""
+    if len(shape) == 1:
+        return "F32"
+    kind = TENSOR_TYPES[merge.dtype_name]
+    return "F16" if kind == "Q8_0" and shape[-1] % BLOCK else kind
 
 
 def _write_file(file: Path, merge: Merge, vocabulary: Vocabulary | None, report: Report) -> None:
     """Write the header from the shapes alone, then each tensor as it comes."""
-    from gguf import GGMLQuantizationType, GGUFWriter
+    from gguf import GGUFWriter
 
     config = merge.base.config
     writer = GGUFWriter(file, ARCHITECTURES[config.model_type])
     _add_settings(writer, merge)
     if vocabulary and merge.tokenizer:
         _add_vocabulary(writer, vocabulary, merge.tokenizer)
+    else:
+        writer.add_tokenizer_model("none")
     shapes = {_name(name): merge.base.shape(name) for name in merge.base}
     if rope_factors(config) is not None:
         shapes[ROPE_FACTORS] = (config.head_dim // 2,)
-    for name, shape in shapes.items():
-        dtype = _dtype(merge, len(shape))
-        # Numbers of the right width: numpy has no bfloat16, and the type is given beside.
-        proxy = torch.empty(0, dtype=dtype).view(_carrier(dtype)).numpy().dtype
-        kind = GGMLQuantizationType[TENSOR_TYPES[dtype]]
-        count = torch.Size(shape).numel()
-        writer.add_tensor_info(name, shape, proxy, count * dtype.itemsize, raw_dtype=kind)
+    kinds = {name: _kind(merge, shape) for name, shape in shapes.items()}
+    _announce(writer, shapes, kinds)
+    if merge.rounded_to and (left := list(kinds.values()).count("F16")):
+        log.warning("%d tensors stay in float16: their rows are not made of blocks of 32", left)
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for _, tensor in gguf_tensors(merge, report):
-            content = tensor.contiguous().view(_carrier(tensor.dtype)).numpy()
-            writer.write_tensor_data(content)
+        for name, tensor in gguf_tensors(merge, report):
+            writer.write_tensor_data(_stored(tensor, kinds[name]))
     finally:
         writer.close()
 
 
-def _carrier(dtype: torch.dtype) -> torch.dtype:
-    return torch.int16 if dtype.itemsize == 2 else torch.int32
+def _announce(writer: Any, shapes: dict[str, tuple[int, ...]], kinds: dict[str, str]) -> None:
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    for name, shape in shapes.items():
+        kind = GGMLQuantizationType[kinds[name]]
+        block, size = GGML_QUANT_SIZES[kind]
+        # Of the numpy type it is asked only whether it is uint8, and then takes shapes for bytes.
+        count = torch.Size(shape).numel() // block * size
+        writer.add_tensor_info(name, shape, np.dtype(np.int32), count, raw_dtype=kind)
+
+
+def _stored(tensor: Tensor, kind: str) -> npt.NDArray[Any]:
+    """The tensor's bytes as the file holds them."""
+    if kind in CARRIERS:
+        carried: npt.NDArray[Any] = tensor.contiguous().view(CARRIERS[kind]).numpy()
+        return carried
+    from gguf import GGMLQuantizationType, quants
+
+    parts = (part.contiguous().numpy() for part in tensor.split(ROWS))
+    return np.concatenate([quants.quantize(part, GGMLQuantizationType[kind]) for part in parts])
 
 
 def _add_settings(writer: Any, merge: Merge) -> None:
@@ -154,7 +188,7 @@ def _add_settings(writer: Any, merge: Merge) -> None:
 
     config = merge.base.config
     writer.add_name(merge.title)
-    writer.add_file_type(FILE_TYPES[merge.dtype])
+    writer.add_file_type(FILE_TYPES[merge.dtype_name])
     writer.add_quantization_version(QUANTIZATION_VERSION)
     writer.add_block_count(config.num_layers)
     writer.add_context_length(config.max_positions)

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from suri.errors import Corrupt
+from suri.export.checks import Wide
 from suri.model.config import ModelConfig
 
 GGUF_FILE = "model.gguf"
@@ -52,14 +54,38 @@ class GgufTensors(Mapping[str, Tensor]):
         }
 
     def __getitem__(self, name: str) -> Tensor:
+        from gguf.quants import dequantize
+
+        kind = self.kind(name)
+        content = self._rows(name)
+        if kind in ("F32", "F16"):
+            return torch.from_numpy(content)
+        if kind == "BF16":
+            return torch.from_numpy(content).view(torch.bfloat16)
+        return torch.from_numpy(dequantize(content, self._tensors[name].tensor_type))
+
+    def kind(self, name: str) -> str:
+        """GGML's type of a tensor, as Q8_0."""
+        return str(self._tensors[name].tensor_type.name)
+
+    def blocks(self, name: str, rows: npt.NDArray[np.int64]) -> tuple[Wide, Wide]:
+        """Scales [n, blocks] and integers [n, blocks, 32] of rows of a Q8_0 tensor, in fp64.
+
+        A block is its scale in fp16, then 32 integers of 8 bits (ggml-common.h, block_q8_0).
+        """
+        content = self._rows(name)[rows].reshape(len(rows), -1, 34)
+        scales = np.ascontiguousarray(content[..., :2]).view(np.float16)[..., 0]
+        integers = np.ascontiguousarray(content[..., 2:]).view(np.int8)
+        return scales.astype(np.float64), integers.astype(np.float64)
+
+    def _rows(self, name: str) -> npt.NDArray[Any]:
+        """The tensor's rows as stored, in HF's order."""
         found = self._tensors[name]
-        values = torch.from_numpy(np.array(found.data))
-        if found.tensor_type.name == "BF16":
-            values = values.view(torch.bfloat16)
+        content = np.array(found.data)
         part = found.name.split(".")[-2]
         if part in self._heads:
-            values = values[rows_of_halves(len(values), self._heads[part])]
-        return values
+            content = content[rows_of_halves(len(content), self._heads[part]).numpy()]
+        return content
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

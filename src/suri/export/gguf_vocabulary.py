@@ -46,10 +46,11 @@ def vocabulary_of(tokenizer: Tokenizer, size: int) -> Vocabulary:
     file = tokenizer.source / SENTENCEPIECE
     if file.is_file() and not holds_ranks(file):
         return Vocabulary("llama", _filled(_sentencepieces(tokenizer, raw), size), "default")
-    if raw["model"].get("type") != "BPE" or raw["model"].get("byte_fallback"):
+    kind = raw["model"].get("type")
+    if kind != "BPE" or raw["model"].get("byte_fallback") or not raw["model"]["merges"]:
         raise UsageError(
             "this tokenizer does not go into a GGUF file",
-            found=f"{raw['model'].get('type')} without byte-level words",
+            found=f"{kind} without byte-level words or without merges",
             do=f"put the model's {SENTENCEPIECE} beside its tokenizer.json, if it has one",
         )
     pieces = {i: (token, NORMAL, 0.0) for token, i in raw["model"]["vocab"].items()}

@@ -67,7 +67,7 @@ def publish(
     """
     work = "merge" if merge.adapter else "conversion"
     numbers = sum(math.prod(merge.base.shape(name)) for name in merge.base)
-    need_space(out, numbers * merge.dtype.itemsize, f"the {work}")
+    need_space(out, int(numbers * merge.itemsize), f"the {work}")
     make_folder(out.parent)
     with (
         disk_errors_explained(out),
