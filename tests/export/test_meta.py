@@ -153,7 +153,7 @@ def test_read_as_hf_again_every_bit_of_the_base_is_back(tmp_path):
 def test_a_meta_folder_is_a_base_like_any_other(tmp_path):
     base = make_base(tmp_path / "base")
     adapter = make_adapter(tmp_path / "adapter", base)
-    write_meta(base, adapter, tmp_path / "meta", "float16")
+    write_meta(base, None, tmp_path / "meta", "float16")
     again = write_meta(tmp_path / "meta", adapter, tmp_path / "twice")
     assert again.passed
     assert again.record["dtype"] == "float16"

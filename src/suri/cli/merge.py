@@ -1,4 +1,4 @@
-"""`suri merge` and `suri verify`: weights out of a run, and the proof that they are its sum."""
+"""`suri merge`, `suri convert`, `suri verify`: weights in another form, and the proof of them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from suri.cli.flags import parse
 
 if TYPE_CHECKING:
-    from suri.export.fold import Report
+    from suri.export.fold import MergeBaseName, Report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +35,47 @@ class MergeFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConvertFlags:
+    """Write a model in another format, and prove that it is the same."""
+
+    source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FROM")]]
+    """Model: a folder in HF's or Meta's format, a GGUF file, a hub id, or `embedded`."""
+    to: Literal["hf", "meta", "gguf"]
+    """hf: a Hugging Face folder. meta: consolidated.00.pth and params.json. gguf: model.gguf."""
+    output_dir: str
+    """Folder to write; it must not exist yet."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16", "q8_0"] = "auto"
+    """Numbers of the result (auto: the model's own, and float32 where it mixes some or holds
+    quantised ones; for gguf float16). q8_0 is for gguf alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class VerifyFlags:
     """Check a merge's certificate again: checksums, and logits where base and adapter remain."""
 
     folder: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
-    """Folder that `suri merge` has written."""
+    """Folder that `suri merge` or `suri convert` has written."""
 
 
 def run_merge(args: list[str]) -> None:
     """Parse `suri merge`, write the folder and print its certificate; the last line is PASS."""
     flags = parse(MergeFlags, args, "suri merge")
+    _write(flags, flags.base_model, Path(flags.run.strip()), flags.merge_base)
+
+
+def run_convert(args: list[str]) -> None:
+    """Parse `suri convert`, write the folder and print its certificate; the last line is PASS."""
+    flags = parse(ConvertFlags, args, "suri convert")
+    _write(flags, flags.source)
+
+
+def _write(
+    flags: MergeFlags | ConvertFlags,
+    base: str,
+    adapter: Path | None = None,
+    merge_base: "MergeBaseName" = "dequantized",
+) -> None:
+    """Write the folder that the flags name, of a base (of a merge: "" for the recorded one)."""
     from suri.export.gguf import write_gguf
     from suri.export.hf import write_hf
     from suri.export.meta import write_meta
@@ -52,15 +83,9 @@ def run_merge(args: list[str]) -> None:
 
     write = {"hf": write_hf, "meta": write_meta, "gguf": write_gguf}[flags.to]
     out = Path(flags.output_dir.strip())
+    found = find_base(base) if base.strip() or adapter is None else None
     with _bar() as report:
-        certificate = write(
-            find_base(flags.base_model) if flags.base_model.strip() else None,
-            Path(flags.run.strip()),
-            out,
-            flags.dtype,
-            merge_base=flags.merge_base,
-            report=report,
-        )
+        certificate = write(found, adapter, out, flags.dtype, merge_base=merge_base, report=report)
     print(*certificate.checks, *certificate.notes, sep="\n")
     print(f"PASS {flags.to} {out}")
 
@@ -78,7 +103,7 @@ def run_verify(args: list[str]) -> None:
     notes = [*certificate.notes, *([f"note: {left_out}"] if left_out else [])]
     print(*certificate.checks, *notes, sep="\n")
     if not certificate.passed:
-        raise Corrupt(f"{folder} no longer gives the logits of base and adapter")
+        raise Corrupt(f"{folder} no longer gives the logits of what it was made from")
     print(f"PASS {certificate.to} {folder}")
 
 

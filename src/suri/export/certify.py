@@ -22,17 +22,15 @@ from suri.export.checks import (
 from suri.export.fold import DTYPES, Q8_0, Merge, Report, open_merge, silent
 from suri.export.gguf_reader import GgufTensors
 from suri.export.llama_cpp_check import check_with_llama_cpp
-from suri.export.peft_merge import unmerged_logits
 from suri.export.probes import probe_ids
-from suri.export.readers import misplaced, read_logits, read_tensors
+from suri.export.provenance import FILE
+from suri.export.readers import misplaced, read_logits, read_tensors, source_logits
 from suri.export.recompute import AdapterFile
-from suri.files import fingerprint, read_object, well_formed
+from suri.export.records import hashes, sources_of
+from suri.files import read_object, well_formed
 from suri.manifest import changed_files
-from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE
-from suri.model.load import layered_logits
 from suri.model.weights import Weights
 
-FILE = "certificate.json"
 ROWS = 64
 """Rows of each target that are computed again."""
 BLOCK_ROWS = 4096
@@ -70,7 +68,7 @@ def certify(merge: Merge, folder: Path, to: str, report: Report = silent) -> Cer
     """Check the folder just written (`to`: hf, meta or gguf) against base and adapter."""
     output = read_tensors(folder, to, merge.base)
     report("checking", 0, 4)
-    targets = check_targets(merge, output)
+    targets = [check_targets(merge, output)] if merge.adapter else []
     report("checking", 1, 4)
     others = check_others(merge, output, to)
     report("checking", 2, 4)
@@ -78,21 +76,13 @@ def certify(merge: Merge, folder: Path, to: str, report: Report = silent) -> Cer
     report("checking", 3, 4)
     record = {
         "dtype": merge.dtype_name,
-        "base": {
-            "path": str(merge.base.folder.absolute()),
-            "quantize": merge.quantize,
-            "files": _hashes(merge.base.folder, _base_files(merge)),
-        },
-        "adapter": {
-            "path": str(merge.adapter_folder.absolute()),
-            "files": _hashes(merge.adapter_folder, [CONFIG_FILE, WEIGHTS_FILE]),
-        },
-        "output": {"files": _hashes(folder, sorted(p.name for p in folder.glob("[!.]*")))},
+        **sources_of(merge),
+        "output": {"files": hashes(folder, sorted(p.name for p in folder.glob("[!.]*")))},
         "probes": "texts" if merge.tokenizer else "token ids",
         **readers,
     }
     report("checking", 4, 4)
-    return Certificate(to, (targets, others, *check_index(folder), *logits), record)
+    return Certificate(to, (*targets, others, *check_index(folder), *logits), record)
 
 
 def check_targets(merge: Merge, output: Mapping[str, Tensor]) -> Check:
@@ -101,6 +91,7 @@ def check_targets(merge: Merge, output: Mapping[str, Tensor]) -> Check:
     The figure is the largest error, where 1 is half the output format's spacing there plus what
     fp32 may lose on the way.
     """
+    assert merge.adapter_folder is not None
     worst = 0.0
     adapter = AdapterFile(merge.adapter_folder)
     for number, module in enumerate(adapter.modules):
@@ -140,20 +131,13 @@ def check_index(folder: Path) -> tuple[Check, ...]:
 def check_logits(merge: Merge, folder: Path, to: str) -> tuple[dict[str, Any], tuple[Check, ...]]:
     """Who read the folder from disk, and its logits against base + unmerged adapter in fp32."""
     texts = probe_ids(merge)
-    expected = _unmerged_logits(merge, texts)
+    expected = source_logits(merge, texts)
     reader, found = read_logits(folder, to, texts)
     checks = compare_logits(expected, found, merge.dtype_name)
     if to != "gguf":
         return {"reader": reader}, checks
     record, more = check_with_llama_cpp(merge, folder, texts, expected)
     return {"reader": reader, "llama.cpp": record}, (*checks, *more)
-
-
-def _unmerged_logits(merge: Merge, texts: list[list[int]]) -> Tensor:
-    if merge.adapter.magnitudes:
-        return unmerged_logits(merge, texts)
-    folder, adapter = merge.base.folder, merge.adapter
-    return layered_logits(folder, texts, quantize=merge.quantize, adapter=adapter)
 
 
 def verify(folder: Path, report: Report = silent) -> tuple[Certificate, str]:
@@ -167,12 +151,12 @@ def verify(folder: Path, report: Report = silent) -> tuple[Certificate, str]:
     if changed := changed_files(folder, files, *files):
         raise Corrupt(f"{folder} is not what was certified", found=", ".join(changed))
     report("verifying", 1, 2)
-    for source in ("base", "adapter"):
+    for source in [name for name in ("base", "adapter") if record[name]]:
         path, files = Path(record[source]["path"]), record[source]["files"]
         if changed := changed_files(path, files, *files):
             return Certificate(record["to"], (), record), f"{source} {path}: {', '.join(changed)}"
     merge = open_merge(
-        Path(record["adapter"]["path"]),
+        Path(record["adapter"]["path"]) if record["adapter"] else None,
         Path(record["base"]["path"]),
         dtype=record["dtype"],
         merge_base="dequantized" if record["base"]["quantize"] == "nf4" else "original",
@@ -188,12 +172,14 @@ def read_certificate(folder: Path) -> dict[str, Any]:
     """What certificate.json holds; raises Corrupt where it is not what `publish` writes."""
     if not (folder / FILE).is_file():
         raise UsageError(
-            f"{folder} has no {FILE}", do="give a folder that `suri merge` or a study has written"
+            f"{folder} has no {FILE}",
+            do="give a folder that `suri merge`, `suri convert` or a study has written",
         )
     record = read_object(folder / FILE)
     with well_formed(folder / FILE, "a certificate"):
-        files = [len(record[part]["files"].items()) for part in ("output", "base", "adapter")]
-        paths = Path(record["base"]["path"]), Path(record["adapter"]["path"])
+        adapter = [] if record["adapter"] is None else ["adapter"]  # a conversion has none
+        files = [len(record[part]["files"].items()) for part in ("output", "base", *adapter)]
+        paths = [Path(record[part]["path"]) for part in ("base", *adapter)]
         kinds = record["to"] in ("hf", "meta", "gguf") and record["base"]["quantize"] in (
             "none",
             "nf4",
@@ -204,18 +190,10 @@ def read_certificate(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _hashes(folder: Path, names: list[str]) -> dict[str, str]:
-    return {name: fingerprint(folder / name) for name in names}
-
-
-def _base_files(merge: Merge) -> list[str]:
-    """The base's files that decide what the merge is: weights, configuration, tokenizer."""
-    beside = ("config.json", "params.json", "tokenizer.json", "tokenizer.model")
-    names = [name for name in beside if (merge.base.folder / name).is_file()]
-    return [file.name for file in merge.base.files] + names
-
-
 def _targets(merge: Merge) -> list[str]:
+    """Weights that the adapter's file names, whatever was made of it since."""
+    if merge.adapter_folder is None:
+        return []
     return [f"{module}.weight" for module in AdapterFile(merge.adapter_folder).modules]
 
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from suri.errors import Corrupt, UsageError
-from suri.model.adapter import Adapter, read_adapter
-from suri.model.config import read_config
+from suri.export.provenance import check_holds_no_other, check_is_no_merge
+from suri.model.adapter import Adapter, is_adapter, read_adapter
+from suri.model.config import ModelConfig, read_config
 from suri.model.storage import nf4_roundtrip
-from suri.model.tokenizer import FILE, SENTENCEPIECE, Tokenizer, read_tokenizer
+from suri.model.tokenizer import Tokenizer, read_tokenizer, tokenizer_file
 from suri.model.weights import base_identity, check_layers, open_weights, recorded_base
 
 BLOCK_BYTES = 4_000_000
@@ -43,14 +44,16 @@ class MergeBase(Mapping[str, Tensor]):
         self._weights = open_weights(folder)
         self.files = self._weights.files
         check_layers(self._weights, self.config, folder)
-        linears = {
-            f"model.layers.{number}.{module}.weight"
-            for number in range(self.config.num_layers)
-            for module in self.config.linear_shapes()
-        }
-        if missing := sorted(linears - set(self._weights)):
+        linears = _linears(self.config)
+        if missing := sorted(set(linears) - set(self._weights)):
             raise Corrupt(f"{folder}: weights are missing", found=", ".join(missing))
-        self._roundtrip = linears if dequantized else set()
+        for name, shape in linears.items():
+            if (found := self._weights.stored(name).shape) != shape:
+                raise Corrupt(
+                    f"{folder}: {name} does not fit the configuration",
+                    found=f"{list(found)} where {list(shape)} is needed",
+                )
+        self._roundtrip = set(linears) if dequantized else set()
         tied = {"lm_head.weight"} if self.config.tied_head else set()
         self._names = [name for name in self._weights if name not in tied]
 
@@ -79,17 +82,27 @@ class MergeBase(Mapping[str, Tensor]):
         return self._weights.stored(name).read(rows)
 
 
+def _linears(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The weight of each linear with its shape."""
+    return {
+        f"model.layers.{number}.{module}.weight": shape
+        for number in range(config.num_layers)
+        for module, shape in config.linear_shapes().items()
+    }
+
+
 @dataclass(frozen=True)
 class Merge:
     """What is folded: an adapter, the base under it, and the dtype of the result.
 
+    Without an adapter the base itself is written in another form, and its tokenizer with it.
     `quantize` is how the base is stored in the model that the result must equal: nf4 or none.
     `rounded_to` is q8_0 where the sum in `dtype` is not yet what is stored.
     """
 
     base: MergeBase
-    adapter: Adapter
-    adapter_folder: Path
+    adapter: Adapter | None
+    adapter_folder: Path | None
     dtype: torch.dtype
     quantize: str
     tokenizer: Tokenizer | None
@@ -105,9 +118,23 @@ class Merge:
         """Bytes of a number as stored; q8_0 has 34 for 32."""
         return 34 / 32 if self.rounded_to else self.dtype.itemsize
 
+    @property
+    def title(self) -> str:
+        """The names of what went in."""
+        folders = [folder for folder in (self.base.folder, self.adapter_folder) if folder]
+        return " + ".join(name_of(folder) for folder in folders)
+
+
+def name_of(folder: Path) -> str:
+    """A folder's name as people know it; that of a snapshot in the hub's cache is its hub id."""
+    folder = folder.absolute()
+    if folder.parent.name == "snapshots":
+        return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return folder.name
+
 
 def open_merge(
-    adapter_folder: Path,
+    adapter_folder: Path | None,
     base_folder: Path | None = None,
     *,
     dtype: str = "auto",
@@ -119,20 +146,43 @@ def open_merge(
 
     `dtype` auto is the base's own, q8_0 is for `to` gguf alone. `merge_base` matters for adapters
     trained on nf4 alone. With `dora` a DoRA adapter is taken too, for those who leave the merging
-    to peft.
-    Raises UsageError for another base than the adapter's, listing what does not fit.
+    to peft. Without an adapter it is the base that is written.
+    Raises UsageError for another base than the adapter's, listing what does not fit, and for a
+    base that holds this or another adapter already.
     """
+    if adapter_folder is None:
+        return _open_conversion(base_folder, dtype, to)
+    check_is_no_merge(adapter_folder)
     adapter = read_adapter(adapter_folder, dora=dora)
     folder = base_folder or recorded_base(adapter_folder)
+    check_holds_no_other(folder, adapter_folder, adapter)
     _check_same_base(adapter, folder)
     trained_on_nf4 = adapter.base.get("quantize") == "nf4"
     quantize = "nf4" if trained_on_nf4 and merge_base == "dequantized" else "none"
     base = MergeBase(folder, dequantized=quantize == "nf4")
     adapter.check_fits(base.config)
     tokenizer = _tokenizer(folder, adapter_folder)
-    rounded_to = Q8_0 if (dtype, to) == (Q8_0, "gguf") else ""
-    number = torch.float32 if rounded_to else _dtype(dtype, base)
+    number, rounded_to = _numbers(dtype, to, base)
     return Merge(base, adapter, adapter_folder, number, quantize, tokenizer, rounded_to)
+
+
+def _open_conversion(folder: Path | None, dtype: str, to: str) -> Merge:
+    assert folder is not None  # without an adapter nothing records it
+    if is_adapter(folder):
+        raise UsageError(
+            f"{folder} is an adapter, and only whole models are converted",
+            do=f"`suri merge {folder}` makes one of it and its base, in any of the formats",
+        )
+    base = MergeBase(folder)
+    number, rounded_to = _numbers(_exact_dtype(base) if dtype == "auto" else dtype, to, base)
+    return Merge(base, None, None, number, "none", _tokenizer(folder), rounded_to)
+
+
+def _numbers(dtype: str, to: str, base: MergeBase) -> tuple[torch.dtype, str]:
+    """In what the sum is made, and to what it is rounded where that is no dtype of torch."""
+    if (dtype, to) == (Q8_0, "gguf"):
+        return torch.float32, Q8_0
+    return _dtype(dtype, base), ""
 
 
 def fold(
@@ -205,9 +255,22 @@ def _dtype(name: str, base: MergeBase) -> torch.dtype:
     return DTYPES[name]
 
 
+def _exact_dtype(base: MergeBase) -> str:
+    """The embedding's dtype where every number of the base has a place in it, else fp32.
+
+    GGUF files mix: norms in fp32 beside an embedding in fp16, linears of a few bits.
+    """
+    dtype = _dtype("auto", base)
+    for name in (name for name in base if base.dtype(name) != dtype):
+        weight = base[name]
+        if not torch.equal(weight.to(dtype).to(weight.dtype), weight):
+            return "float32"
+    return str(dtype).removeprefix("torch.")
+
+
 def _tokenizer(*folders: Path) -> Tokenizer | None:
     """The tokenizer of the first folder that has one."""
     for folder in folders:
-        if (folder / FILE).is_file() or (folder / SENTENCEPIECE).is_file():
+        if tokenizer_file(folder):
             return read_tokenizer(folder)
     return None

@@ -47,7 +47,7 @@ QUANTIZATION_VERSION = 2
 
 def write_gguf(
     base: Path | None,
-    adapter: Path,
+    adapter: Path | None,
     out: Path,
     dtype: str = "auto",
     *,
@@ -56,6 +56,7 @@ def write_gguf(
 ) -> Certificate:
     """Merge an adapter folder into its base (None: the recorded one) as a new folder `out`.
 
+    Without an adapter the base itself is written.
     It holds model.gguf in `dtype` (auto: float16; q8_0 is the smallest), norms in fp32, and the
     tokenizer's files beside it. Raises UsageError for a model or tokenizer that llama.cpp's
     architectures cannot hold, Corrupt where the certificate fails; then nothing is published.
@@ -186,7 +187,7 @@ def _add_settings(writer: Any, merge: Merge) -> None:
     from gguf import RopeScalingType
 
     config = merge.base.config
-    writer.add_name(f"{merge.base.folder.absolute().name} + {merge.adapter_folder.absolute().name}")
+    writer.add_name(merge.title)
     writer.add_file_type(FILE_TYPES[merge.dtype_name])
     writer.add_quantization_version(QUANTIZATION_VERSION)
     writer.add_block_count(config.num_layers)

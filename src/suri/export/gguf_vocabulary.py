@@ -18,6 +18,7 @@ from suri.model.gguf_names import (
     UNUSED,
     USER_DEFINED,
 )  # fmt: skip
+from suri.model.rank_file import holds_ranks
 from suri.model.tokenizer import SENTENCEPIECE, Tokenizer
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,8 @@ def vocabulary_of(tokenizer: Tokenizer, size: int) -> Vocabulary:
     Raises UsageError for a tokenizer that GGUF's two kinds do not hold.
     """
     raw = json.loads(tokenizer.backend.to_str())
-    if (tokenizer.source / SENTENCEPIECE).is_file():
+    file = tokenizer.source / SENTENCEPIECE
+    if file.is_file() and not holds_ranks(file):
         return Vocabulary("llama", _filled(_sentencepieces(tokenizer, raw), size), "default")
     kind = raw["model"].get("type")
     if kind != "BPE" or raw["model"].get("byte_fallback") or not raw["model"]["merges"]:

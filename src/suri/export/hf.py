@@ -39,7 +39,7 @@ DROPPED = (
 
 def write_hf(
     base: Path | None,
-    adapter: Path,
+    adapter: Path | None,
     out: Path,
     dtype: str = "auto",
     *,
@@ -48,6 +48,7 @@ def write_hf(
 ) -> Certificate:
     """Merge an adapter folder into its base (None: the recorded one) as a new HF folder `out`.
 
+    Without an adapter the base itself is written.
     Raises Corrupt where the certificate fails; then nothing is published.
     """
     merge = open_merge(adapter, base, dtype=dtype, merge_base=merge_base, dora=True)
@@ -95,7 +96,7 @@ def write_weights(merge: Merge, folder: Path, report: Report = silent) -> None:
     size = merge.dtype.itemsize
     shapes = {name: merge.base.shape(name) for name in merge.base}
     shards = _shards({name: size * math.prod(shape) for name, shape in shapes.items()})
-    dora = bool(merge.adapter.magnitudes)
+    dora = bool(merge.adapter and merge.adapter.magnitudes)
     weights, adapter = (merged_weights(merge), None) if dora else (merge.base, merge.adapter)
     places: dict[str, str] = {}
     for number, names in enumerate(shards, 1):

@@ -47,7 +47,7 @@ SCALED_ROPE = {
 
 def write_meta(
     base: Path | None,
-    adapter: Path,
+    adapter: Path | None,
     out: Path,
     dtype: str = "auto",
     *,
@@ -56,6 +56,7 @@ def write_meta(
 ) -> Certificate:
     """Merge an adapter folder into its base (None: the recorded one) as a new Meta folder `out`.
 
+    Without an adapter the base itself is written.
     Raises UsageError for a model that Meta's format cannot hold, Corrupt where the certificate
     fails; then nothing is published.
     """

@@ -14,14 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+ROW_PARALLEL = ("attention.wo.weight", "feed_forward.w2.weight")
+"""Weights that Meta cuts by their columns; all other matrices but the embedding by their rows."""
+
 
 class MetaDecoder:
-    """The model in `consolidated.00.pth`, mapped for each weight, with `params.json`."""
+    """The model in `consolidated.*.pth`, mapped for each weight, with `params.json`."""
 
     def __init__(self, folder: Path) -> None:
-        self.file = folder / "consolidated.00.pth"
+        self.files = sorted(folder.glob("consolidated.*.pth"))
         params = json.loads((folder / "params.json").read_text(encoding="utf-8"))
-        self.layers, self.eps = params["n_layers"], params["norm_eps"]
+        self.dim, self.layers = params["dim"], params["n_layers"]
+        self.eps = params.get("norm_eps", 1e-5)
         self.heads = params["n_heads"]
         self.kv_heads = params.get("n_kv_heads") or self.heads
         self.frequencies = _frequencies(
@@ -48,10 +52,20 @@ class MetaDecoder:
         return self.linear("output", self.norm("norm", x))
 
     def weight(self, name: str) -> Tensor:
-        """The tensor of that name in fp32."""
+        """The tensor of that name in fp32, out of the parts that the files hold."""
+        parts = [self.part(file, f"{name}.weight") for file in self.files]
+        if parts[0].dim() == 1:  # norms are whole in each
+            return parts[0]
+        by_columns = f"{name}.weight".endswith(ROW_PARALLEL)
+        if name == "tok_embeddings":  # Llama 1 and 2 by its columns, Llama 3 by its rows
+            by_columns = parts[0].shape[1] < self.dim
+        return torch.cat(parts, dim=1 if by_columns else 0) if len(parts) > 1 else parts[0]
+
+    def part(self, file: Path, name: str) -> Tensor:
+        """What one file holds of a tensor, in fp32."""
         # Opened anew for each: pages of a map that stays open count as this process's memory.
-        state = torch.load(self.file, map_location="cpu", weights_only=True, mmap=True)
-        weight: Tensor = state[f"{name}.weight"]
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        weight: Tensor = state[name]
         return weight.float()
 
     def linear(self, name: str, x: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ def unmerged_logits(merge: Merge, texts: Sequence[Sequence[int]]) -> Tensor:
 
 
 def _peft_model(merge: Merge) -> Any:
+    assert merge.adapter is not None
     try:
         import peft
         import transformers  # noqa: F401

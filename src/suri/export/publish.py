@@ -5,10 +5,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from suri.data.prompt import read_prompt
+from suri.data.prompt import PROMPT_FILE, read_prompt
 from suri.errors import Corrupt
-from suri.export.certify import FILE, Certificate, certify
-from suri.export.fold import Merge, Report, silent
+from suri.export.certify import Certificate, certify
+from suri.export.fold import Merge, Report, name_of, silent
+from suri.export.provenance import FILE, held_adapters
 from suri.files import (
     disk_errors_explained,
     make_folder,
@@ -40,6 +41,22 @@ adapter was trained with is in `prompt.json`.{licence}
 """
 
 
+CONVERTED = """\
+---
+library_name: {library}
+pipeline_tag: text-generation
+tags: [converted]
+---
+
+# {base}, in another format
+
+The weights of `{base}`{held}, every tensor of them, in {dtype}. Nothing was trained or added here.
+
+`certificate.json` records how this was checked after the files were read back, and the checksum
+of every file. `suri verify` checks it again; `suri chat` opens this folder.
+"""
+
+
 def publish(
     merge: Merge, out: Path, to: str, write: Callable[[Path], None], report: Report = silent
 ) -> Certificate:
@@ -48,8 +65,9 @@ def publish(
     Raises UsageError where `out` exists, DoesNotFit where the disk is too small, and Corrupt
     with every failed check; then nothing is left behind.
     """
+    work = "merge" if merge.adapter else "conversion"
     numbers = sum(math.prod(merge.base.shape(name)) for name in merge.base)
-    need_space(out, int(numbers * merge.itemsize), "the merged model")
+    need_space(out, int(numbers * merge.itemsize), f"the {work}")
     make_folder(out.parent)
     with (
         disk_errors_explained(out),
@@ -62,10 +80,10 @@ def publish(
         if not certificate.passed:
             failed = [str(check) for check in certificate.checks if not check.passed]
             raise Corrupt(
-                f"the merge to {to} failed its certificate; {out} was not written",
+                f"the {work} to {to} failed its certificate; {out} was not written",
                 found="; ".join(failed),
-                do="merge with --dtype float32; where that fails too, the weights written are not "
-                "the sum, and that is a fault to report",
+                do="try --dtype float32; where that fails too, the weights written are not "
+                "what they should be, and that is a fault to report",
             )
         write_json(folder / FILE, certificate.as_json())
     return certificate
@@ -73,10 +91,10 @@ def publish(
 
 def _key(merge: Merge, to: str) -> str:
     """What a merge that was killed must have in common with one that goes on with its files."""
+    adapter = merge.adapter_folder
     files = [
         *merge.base.files,
-        merge.adapter_folder / WEIGHTS_FILE,
-        merge.adapter_folder / CONFIG_FILE,
+        *([adapter / WEIGHTS_FILE, adapter / CONFIG_FILE] if adapter else []),
     ]
     seen = [f"{file.absolute()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
     return "\n".join([to, merge.dtype_name, merge.quantize, *seen])
@@ -88,16 +106,26 @@ def _write_companions(merge: Merge, folder: Path, to: str) -> None:
         merge.tokenizer.save(folder)
     if (merge.base.folder / CHAT_TEMPLATE).is_file() and to == "hf":
         shutil.copyfile(merge.base.folder / CHAT_TEMPLATE, folder / CHAT_TEMPLATE)
-    read_prompt(merge.adapter_folder).save(folder)
+    prompt_of = merge.adapter_folder or merge.base.folder
+    if merge.adapter or (prompt_of / PROMPT_FILE).is_file():
+        read_prompt(prompt_of).save(folder)
+    library = {"hf": "transformers", "gguf": "gguf"}.get(to, "pytorch")
+    card = _merge_card(merge, library) if merge.adapter else _conversion_card(merge, library)
+    write_text(folder / "README.md", card)
+
+
+def _merge_card(merge: Merge, library: str) -> str:
+    assert merge.adapter is not None
+    assert merge.adapter_folder is not None
     quantized = (
         " W is the base after nf4 and back, as in training." if merge.quantize == "nf4" else ""
     )
     data = merge.adapter_folder / "data.json"
     licence = read_object(data).get("licence") if data.is_file() else None
-    card = CARD.format(
-        library={"hf": "transformers", "gguf": "gguf"}.get(to, "pytorch"),
-        base=merge.base.folder.absolute().name,
-        adapter=merge.adapter_folder.absolute().name,
+    return CARD.format(
+        library=library,
+        base=name_of(merge.base.folder),
+        adapter=name_of(merge.adapter_folder),
         r=_spread(merge.adapter, merge.adapter.rank_of),
         alpha=_spread(merge.adapter, merge.adapter.alpha_of),
         formula=_formula(merge.adapter),
@@ -106,7 +134,6 @@ def _write_companions(merge: Merge, folder: Path, to: str) -> None:
         quantized=quantized,
         licence=f"\n\nLicence of the data that the adapter learned: {licence}." if licence else "",
     )
-    write_text(folder / "README.md", card)
 
 
 def _formula(adapter: Adapter) -> str:
@@ -122,3 +149,13 @@ def _spread(adapter: Adapter, of: Callable[[str], float]) -> str:
     """One number, or from the least to the largest of the adapter's modules."""
     numbers = sorted({of(module) for module in adapter.tensors})
     return " to ".join(f"{number:g}" for number in (numbers[:1] + numbers[1:][-1:]))
+
+
+def _conversion_card(merge: Merge, library: str) -> str:
+    held = [f"`{Path(each['path']).name}`" for each in held_adapters(merge.base.folder)]
+    return CONVERTED.format(
+        library=library,
+        base=name_of(merge.base.folder),
+        held=f", which hold {' and '.join(held)}" if held else "",
+        dtype=merge.dtype_name,
+    )

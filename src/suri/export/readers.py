@@ -10,13 +10,15 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from suri.export.fold import MergeBase
+from suri.export.fold import Merge, MergeBase
 from suri.export.gguf_reader import GGUF_FILE, GgufTensors, transformers_gguf
 from suri.export.meta_decoder import MetaDecoder
+from suri.export.peft_merge import unmerged_logits
 from suri.export.streamed import streamed_logits
 from suri.files import read_object
 from suri.model.gguf_base import convert
 from suri.model.load import layered_logits
+from suri.model.meta_shards import FIRST
 from suri.model.vector_math import settle
 from suri.model.weights import open_weights
 
@@ -67,6 +69,20 @@ def read_logits(folder: Path, to: str, texts: Texts) -> tuple[str, Tensor]:
             convert(folder / GGUF_FILE, Path(place), [])
             return "suri", layered_logits(Path(place), texts)
     return "suri", layered_logits(folder, texts)
+
+
+def source_logits(merge: Merge, texts: Texts) -> Tensor:
+    """What a written folder's logits must be: fp32 [T, vocab] of base + unmerged adapter.
+
+    A Meta folder that is converted is read by `meta_decoder`: how its files are put together, and
+    in what order its rows are, is what the conversion could have got wrong. DoRA is peft's.
+    """
+    if merge.adapter and merge.adapter.magnitudes:
+        return unmerged_logits(merge, texts)
+    folder = merge.base.folder
+    if merge.adapter is None and FIRST in [file.name for file in merge.base.files]:
+        return MetaDecoder(folder).logits(texts)
+    return layered_logits(folder, texts, quantize=merge.quantize, adapter=merge.adapter)
 
 
 def _transformers(how: str = "") -> str:

@@ -19,7 +19,7 @@ from suri.model.config import read_config
 from suri.model.gguf_base import gguf_file
 from suri.model.load import choose_device, load_decoder
 from suri.model.storage import IN_USE
-from suri.model.tokenizer import FILE, SENTENCEPIECE, Tokenizer, read_tokenizer
+from suri.model.tokenizer import Tokenizer, read_tokenizer, tokenizer_file
 from suri.model.weights import base_identity, find_base, recorded_base
 from suri.recipe import EMBEDDED, Decoding
 
@@ -177,7 +177,6 @@ def _label(base: Path, adapter_folder: Path | None, model: str, storage: str) ->
 
 def _with_tokenizer(base: Path, adapter_folder: Path | None) -> Path:
     """The base, or the adapter's folder where only that has a tokenizer."""
-    names = (FILE, SENTENCEPIECE)
-    if adapter_folder and not any((base / name).is_file() for name in names):
+    if adapter_folder and not tokenizer_file(base):
         return adapter_folder
     return base

@@ -72,7 +72,7 @@ def read_config(folder: Path) -> ModelConfig:
     if (folder / "config.json").is_file():
         return config_from_hf(read_object(folder / "config.json"), str(folder))
     if (folder / "params.json").is_file():
-        return _config_from_meta(read_object(folder / "params.json"), str(folder))
+        return _config_from_meta(read_object(folder / "params.json"), folder)
     raise UsageError(
         f"{folder} holds no model",
         found="neither config.json nor params.json in it" if folder.is_dir() else "no such folder",
@@ -180,13 +180,12 @@ def _sliding_window(raw: dict[str, Any], model_type: str) -> int | None:
     return whole(window)
 
 
-def _config_from_meta(params: dict[str, Any], where: str) -> ModelConfig:
+def _config_from_meta(params: dict[str, Any], where: Path) -> ModelConfig:
     """Translate Meta's params.json; the inner size follows the formula of Meta's FeedForward."""
     try:
         dim, heads = whole(params["dim"]), whole(params["n_heads"])
         scaled = _flag(params, "use_scaled_rope")
-        if params["vocab_size"] == -1:
-            raise ValueError("the vocabulary's size is left open (vocab_size -1)")
+        size = _meta_vocabulary(params, where, dim)
         llama3 = {
             "rope_type": "llama3",
             "factor": 8.0,
@@ -197,7 +196,7 @@ def _config_from_meta(params: dict[str, Any], where: str) -> ModelConfig:
         llama3.update(params.get("rope_scaling") or {})
         return ModelConfig(
             model_type="llama",
-            vocab_size=whole(params["vocab_size"]),
+            vocab_size=size,
             hidden_size=dim,
             num_layers=whole(params["n_layers"]),
             num_heads=heads,
@@ -209,10 +208,39 @@ def _config_from_meta(params: dict[str, Any], where: str) -> ModelConfig:
             norm_eps=float(params.get("norm_eps", 1e-5)),
             rope_theta=float(params.get("rope_theta", 10000.0)),
             rope_scaling=_checked_rope(llama3) if scaled else None,
-            max_positions=whole(params.get("max_seq_len", 2048)),
+            max_positions=_meta_positions(params),
         )
     except UNREADABLE as problem:
         raise UsageError(f"{where}: params.json is incomplete", found=repr(problem)[:200]) from None
+
+
+def _meta_vocabulary(params: dict[str, Any], where: Path, dim: int) -> int:
+    """How many tokens there are; Llama 1 and 2 say -1, and the embedding tells."""
+    if params.get("vocab_size", -1) != -1:
+        return whole(params["vocab_size"])
+    from suri.model.meta_shards import embedding_rows
+
+    if rows := embedding_rows(where, dim):
+        return rows
+    raise UsageError(
+        f"{where}: params.json leaves the vocabulary's size open (vocab_size -1)",
+        do="put its consolidated.*.pth beside it, where the embedding tells the size",
+    )
+
+
+def _meta_positions(params: dict[str, Any]) -> int:
+    """How long a text the model was trained on; params.json does not say, its rotary settings hint.
+
+    Source: transformers' convert_llama_weights_to_hf.py, by release: Llama 3.1, Code Llama, Llama
+    3, Llama 1. Llama 2, trained on 4096, has the settings of Llama 1.
+    """
+    if _flag(params, "use_scaled_rope"):
+        known = 131072
+    else:
+        known = {1_000_000.0: 16384, 500_000.0: 8192}.get(
+            float(params.get("rope_theta", 0.0)), 2048
+        )
+    return whole(params.get("max_seq_len", known))
 
 
 def meta_inner_size(dim: int, multiple_of: int, multiplier: float | None) -> int:

@@ -28,8 +28,10 @@ from suri.model.meta_names import permute
 SHARD_BYTES = 10**9
 """Bytes after which the cached weights go on in another file: so many are held at once."""
 
-BESIDE = ("prompt.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model")
-"""Files of a GGUF's folder that say more exactly what the file itself says."""
+BESIDE = (
+    "prompt.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "certificate.json",
+)  # fmt: skip
+"""Files of a GGUF's folder that say more exactly what the file itself says, or what it holds."""
 
 
 def gguf_file(place: Path) -> Path | None:

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer as Backend
 from suri.errors import Corrupt, SuriError, UsageError
 from suri.files import read_object, well_formed, write_json
 from suri.model.known_words import KnownWords
+from suri.model.rank_file import BEGIN, END, holds_ranks, read_ranks
 
 log = logging.getLogger(__name__)
 
@@ -94,24 +95,36 @@ class Tokenizer:
             shutil.copyfile(self.source / SENTENCEPIECE, folder / SENTENCEPIECE)
 
 
+def tokenizer_file(folder: Path) -> Path | None:
+    """tokenizer.json or tokenizer.model of a folder; Llama 1's lies one folder above its weights.
+
+    None where there is neither.
+    """
+    places = [folder / FILE, folder / SENTENCEPIECE]
+    if (folder / "params.json").is_file():
+        places.append(folder.absolute().parent / SENTENCEPIECE)
+    return next((place for place in places if place.is_file()), None)
+
+
 def read_tokenizer(folder: Path) -> Tokenizer:
     """Read tokenizer.json, or convert tokenizer.model; impossible special tokens are mended."""
     config = read_object(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
     config.pop("auto_map", None)
-    if (folder / FILE).is_file():
-        with explained(f"{folder / FILE} is not a tokenizer"):
-            backend = Backend.from_file(str(folder / FILE))
-            _check_ids(backend, MOST_IDS)
-            backend.encode("try it")  # some faults show in use alone
-    elif (folder / SENTENCEPIECE).is_file():
-        backend = _from_sentencepiece(folder / SENTENCEPIECE)
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    else:
+    file = tokenizer_file(folder)
+    if file is None:
         raise UsageError(
             f"{folder} has no tokenizer",
             found=f"neither {FILE} nor {SENTENCEPIECE}",
             do="copy the tokenizer files of the base into it",
         )
+    if file.name == FILE:
+        with explained(f"{file} is not a tokenizer"):
+            backend = Backend.from_file(str(file))
+            _check_ids(backend, MOST_IDS)
+            backend.encode("try it")  # some faults show in use alone
+    else:
+        backend, names = _converted(file, folder)
+        config = names | config | {"tokenizer_class": "PreTrainedTokenizerFast"}
     model = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
     rows = model.get("vocab_size")
     words = backend.get_vocab(with_added_tokens=False).values()
@@ -134,7 +147,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         pad_id=ids["pad_token"],
         vocab_size=backend.get_vocab_size(),
         config=config,
-        source=folder,
+        source=file.parent,
     )
 
 
@@ -197,6 +210,13 @@ def _name_of(token: Any) -> str | None:
     """A special token's text, written plainly or as a table with `content`."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
+
+
+def _converted(file: Path, folder: Path) -> tuple[Backend, dict[str, Any]]:
+    """A tokenizer.model, in Llama 3's form or that of all before, with the names that it fixes."""
+    if holds_ranks(file):
+        return read_ranks(file, folder), {"bos_token": BEGIN, "eos_token": END}
+    return _from_sentencepiece(file), {}
 
 
 def _from_sentencepiece(file: Path) -> Backend:

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from suri.model.config import ModelConfig, read_config
 from suri.model.embedded import embedded_base
 from suri.model.gguf_base import gguf_base, gguf_file
 from suri.model.meta_names import permute, to_hf
+from suri.model.meta_shards import FIRST, joined_tensors, shard_files
 from suri.model.tensor_files import ALL, Rows, Stored, safetensors_in, torch_tensors_in
 from suri.recipe import EMBEDDED
 
@@ -147,7 +149,7 @@ def open_weights(folder: Path) -> Weights:
         if files := _shards(folder, stem, ending):
             found = {name: one for file in files for name, one in tensors_in(file).items()}
             return Weights(found, files)
-    if (folder / "consolidated.00.pth").is_file():
+    if (folder / FIRST).is_file():
         return _open_meta(folder)
     raise UsageError(
         f"{folder} holds no weights",
@@ -206,12 +208,19 @@ def _open_meta(folder: Path) -> Weights:
     """Meta's names and rotary order, given as HF's."""
     config = read_config(folder)
     heads = {"q_proj.weight": config.num_heads, "k_proj.weight": config.num_kv_heads}
-    file = folder / "consolidated.00.pth"
+    files = shard_files(folder)
     found: dict[str, Stored] = {}
-    for meta_name, stored in torch_tensors_in(file).items():
-        if meta_name.startswith("rope."):
-            continue
+    for meta_name, stored in joined_tensors(files, partial(_meta_shape, config)).items():
         name = to_hf(meta_name)
         kind = name.rpartition("self_attn.")[2]
         found[name] = _Turned(stored, heads[kind]) if kind in heads else stored
-    return Weights(found, [file])
+    return Weights(found, files)
+
+
+def _meta_shape(config: ModelConfig, meta_name: str) -> tuple[int, ...]:
+    """The shape that a tensor of Meta's has in the whole model."""
+    name = to_hf(meta_name).removesuffix(".weight")
+    if name in ("model.embed_tokens", "lm_head"):
+        return config.vocab_size, config.hidden_size
+    module = ".".join(name.split(".")[3:])
+    return config.linear_shapes().get(module, (config.hidden_size,))

@@ -138,5 +138,7 @@ def is_merge_of(folder: Path, run: Path, dtype: str = "") -> bool:
     from suri.export.certify import read_certificate  # torch is loaded where it is needed alone
 
     certificate = read_certificate(folder)
+    if certificate["adapter"] is None:  # another format of a whole model
+        return False
     files = certificate["adapter"]["files"]
     return not changed_files(run, files, *files) and dtype in ("", certificate["dtype"])
