@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from suri.data.prompt import read_prompt
 from suri.errors import UsageError
 from suri.export.certify import Certificate
+from suri.export.companions import chat_template
 from suri.export.fold import Merge, MergeBaseName, Report, fold, open_merge, silent
 from suri.export.gguf_reader import GGUF_FILE
 from suri.export.gguf_vocabulary import Vocabulary, vocabulary_of
@@ -123,6 +125,8 @@ def _write_file(file: Path, merge: Merge, vocabulary: Vocabulary | None, report:
     _add_settings(writer, merge)
     if vocabulary and merge.tokenizer:
         _add_vocabulary(writer, vocabulary, merge.tokenizer)
+        prompt = read_prompt(merge.adapter_folder)
+        writer.add_chat_template(chat_template(prompt, merge.tokenizer))
     shapes = {_name(name): merge.base.shape(name) for name in merge.base}
     if rope_factors(config) is not None:
         shapes[ROPE_FACTORS] = (config.head_dim // 2,)
@@ -189,5 +193,3 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary, tokenizer: Tokenizer) -
             add(number)
     writer.add_add_bos_token(tokenizer.bos_id is not None)
     writer.add_add_eos_token(False)
-    if tokenizer.chat_template:
-        writer.add_chat_template(tokenizer.chat_template)

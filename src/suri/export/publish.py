@@ -1,40 +1,15 @@
 """Publishing a merge: what lies beside the weights, the certificate, and the name only then."""
 
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from suri.data.prompt import read_prompt
 from suri.errors import Corrupt
+from suri.export.card import write_card
 from suri.export.certify import FILE, Certificate, certify
+from suri.export.companions import write_companions
 from suri.export.fold import Merge, Report, silent
-from suri.files import (
-    disk_errors_explained,
-    need_space,
-    publishing,
-    read_json,
-    write_json,
-    write_text,
-)
-from suri.model.tokenizer import CHAT_TEMPLATE
-
-CARD = """\
----
-library_name: {library}
-pipeline_tag: text-generation
-tags: [lora, merged]
----
-
-# {base} + {adapter}, merged
-
-The weights of `{base}` with the LoRA adapter `{adapter}` (r {r}, alpha {alpha:g}, on {targets})
-added to them: W + {scaling:g} B A in fp32, rounded once to {dtype}.{quantized}
-
-`certificate.json` records how this was checked after the files were read back, and the checksum
-of every file. `suri verify` checks it again; `suri chat` opens this folder. The prompt that the
-adapter was trained with is in `prompt.json`.{licence}
-"""
+from suri.files import disk_errors_explained, need_space, publishing, write_json
 
 
 def publish(
@@ -49,7 +24,7 @@ def publish(
     need_space(out, numbers * merge.dtype.itemsize, "the merged model")
     with disk_errors_explained(out), publishing(out) as folder:
         write(folder)
-        _write_companions(merge, folder, to)
+        write_companions(merge, folder, to)
         certificate = certify(merge, folder, to, report)
         if not certificate.passed:
             failed = [str(check) for check in certificate.checks if not check.passed]
@@ -59,32 +34,6 @@ def publish(
                 do="merge with --dtype float32; where that fails too, the weights written are not "
                 "the sum, and that is a fault to report",
             )
+        write_card(merge, certificate, folder, out.name)
         write_json(folder / FILE, certificate.as_json())
     return certificate
-
-
-def _write_companions(merge: Merge, folder: Path, to: str) -> None:
-    """Tokenizer, prompt and model card."""
-    if merge.tokenizer is not None:
-        merge.tokenizer.save(folder)
-    if (merge.base.folder / CHAT_TEMPLATE).is_file() and to == "hf":
-        shutil.copyfile(merge.base.folder / CHAT_TEMPLATE, folder / CHAT_TEMPLATE)
-    read_prompt(merge.adapter_folder).save(folder)
-    quantized = (
-        " W is the base after nf4 and back, as in training." if merge.quantize == "nf4" else ""
-    )
-    data = merge.adapter_folder / "data.json"
-    licence = read_json(data).get("licence") if data.is_file() else None
-    card = CARD.format(
-        library={"hf": "transformers", "gguf": "gguf"}.get(to, "pytorch"),
-        base=merge.base.folder.absolute().name,
-        adapter=merge.adapter_folder.absolute().name,
-        r=merge.adapter.r,
-        alpha=merge.adapter.alpha,
-        scaling=merge.adapter.scaling,
-        targets=", ".join(merge.adapter.targets),
-        dtype=merge.dtype_name,
-        quantized=quantized,
-        licence=f"\n\nLicence of the data that the adapter learned: {licence}." if licence else "",
-    )
-    write_text(folder / "README.md", card)
