@@ -95,7 +95,7 @@ def browser(tmp_path_factory):
 def page(browser, address):
     browser.get(address)
     until(lambda: browser.find_elements("css selector", "#instruction textarea"))
-    until(lambda: find(browser, "#answer").is_enabled())
+    until(lambda: any(b.is_enabled() for b in browser.find_elements("css selector", "#answer")))
     return browser
 
 

@@ -62,7 +62,17 @@ class MergeBase(Mapping[str, Tensor]):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor; nothing is quantised to learn it."""
-        return tuple(self._weights[name].shape)
+        return self._weights.stored(name).shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The number format of a tensor as it is stored."""
+        return self._weights.stored(name).dtype
+
+    def rows(self, name: str, rows: slice) -> Tensor:
+        """Some rows of a tensor; one that passes through nf4 is made whole for them."""
+        if name in self._roundtrip:
+            return self[name][rows]
+        return self._weights.stored(name).read(rows)
 
 
 @dataclass(frozen=True)
@@ -154,7 +164,7 @@ def _check_same_base(adapter: Adapter, folder: Path) -> None:
 def _dtype(name: str, base: MergeBase) -> torch.dtype:
     """The dtype asked for; auto is that of the base's own embedding."""
     if name == "auto":
-        name = str(base["model.embed_tokens.weight"].dtype).removeprefix("torch.")
+        name = str(base.dtype("model.embed_tokens.weight")).removeprefix("torch.")
     if name not in DTYPES:
         raise UsageError(
             f"weights of dtype {name} are not written", do=f"choose --dtype {' or '.join(DTYPES)}"

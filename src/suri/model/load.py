@@ -96,8 +96,7 @@ class _Typed:
                 f"{self.folder}: {name} does not fit the configuration",
                 found=f"{list(tensor.shape)} where {list(shape)} is needed",
             )
-        # A copy even where nothing changes: a tensor left in a mapped file keeps all of it mapped.
-        return tensor.to(device=self.device, dtype=self.dtype, copy=True)
+        return tensor.to(device=self.device, dtype=self.dtype)
 
 
 @torch.no_grad()

@@ -2,8 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from suri.model.config import read_config
 from suri.model.embedded import embedded_base
 from suri.model.gguf_base import gguf_base, gguf_file
 from suri.model.meta_names import permute, to_hf
+from suri.model.tensor_files import ALL, Stored, safetensors_in, torch_tensors_in
 from suri.recipe import EMBEDDED
 
 IGNORED = "rotary_emb.inv_freq"
@@ -26,18 +27,22 @@ IGNORED = "rotary_emb.inv_freq"
 class Weights(Mapping[str, Tensor]):
     """The tensors of a base by HF name; each is read when it is asked for."""
 
-    def __init__(self, readers: dict[str, Callable[[], Tensor]], files: list[Path]) -> None:
-        self._readers = {n: read for n, read in readers.items() if not n.endswith(IGNORED)}
+    def __init__(self, stored: dict[str, Stored], files: list[Path]) -> None:
+        self._stored = {name: one for name, one in stored.items() if not name.endswith(IGNORED)}
         self.files = files
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._readers[name]()
+        return self._stored[name].read()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._readers)
+        return iter(self._stored)
 
     def __len__(self) -> int:
-        return len(self._readers)
+        return len(self._stored)
+
+    def stored(self, name: str) -> Stored:
+        """A tensor's shape and number format, and its rows, without reading the rest."""
+        return self._stored[name]
 
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -109,10 +114,10 @@ def base_identity(folder: Path, quantize: str, name: str = "") -> dict[str, Any]
     weights = open_weights(folder)
     digest = hashlib.sha256()
     for name in sorted(weights):
-        digest.update(f"{name} {list(weights[name].shape)}\n".encode())
+        digest.update(f"{name} {list(weights.stored(name).shape)}\n".encode())
     for name, rows in (("model.norm.weight", None), ("model.layers.0.self_attn.q_proj.weight", 8)):
         if name in weights:
-            sample = weights[name][:rows].contiguous()
+            sample = weights.stored(name).read(slice(rows)).contiguous()
             digest.update(sample.view(torch.uint8).numpy().tobytes())
     return {
         "name": name,
@@ -124,10 +129,13 @@ def base_identity(folder: Path, quantize: str, name: str = "") -> dict[str, Any]
 
 def open_weights(folder: Path) -> Weights:
     """Map a base's tensors by HF name, from safetensors, `.bin` shards or Meta's `.pth`."""
-    if files := _shards(folder, "model", "safetensors"):
-        return Weights(_safetensors_readers(files), files)
-    if files := _shards(folder, "pytorch_model", "bin"):
-        return Weights(_torch_readers(files), files)
+    for stem, ending, tensors_in in (
+        ("model", "safetensors", safetensors_in),
+        ("pytorch_model", "bin", torch_tensors_in),
+    ):
+        if files := _shards(folder, stem, ending):
+            found = {name: one for file in files for name, one in tensors_in(file).items()}
+            return Weights(found, files)
     if (folder / "consolidated.00.pth").is_file():
         return _open_meta(folder)
     raise UsageError(
@@ -153,45 +161,23 @@ def _shards(folder: Path, stem: str, ending: str) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _safetensors_readers(files: list[Path]) -> dict[str, Callable[[], Tensor]]:
-    from safetensors import SafetensorError, safe_open
+@dataclass(frozen=True)
+class _Turned:
+    """A q or k of Meta's, whose rows are given in HF's order."""
 
-    readers: dict[str, Callable[[], Tensor]] = {}
-    for file in files:
-        try:
-            handle = safe_open(file, framework="pt")
-        except (SafetensorError, OSError) as problem:
-            raise Corrupt(f"{file} is not a whole safetensors file", found=str(problem)) from None
-        for name in list(handle.offset_keys()):
-            readers[name] = partial(handle.get_tensor, name)
-    return readers
+    stored: Stored
+    heads: int
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored.shape
 
-def _torch_readers(files: list[Path]) -> dict[str, Callable[[], Tensor]]:
-    readers: dict[str, Callable[[], Tensor]] = {}
-    for file in files:
-        for name, tensor in load_torch_file(file).items():
-            readers[name] = partial(_given, tensor)
-    return readers
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.stored.dtype
 
-
-def _given(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def load_torch_file(file: Path) -> dict[str, Tensor]:
-    """The tensors of a `.bin` or `.pth` file, memory mapped; nothing in it is executed."""
-    try:
-        content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as problem:  # torch raises many kinds for a broken archive
-        raise Corrupt(
-            f"{file} is not a file of plain tensors",
-            found=str(problem).splitlines()[0][:200],
-            do="get the file again; a file in the format before torch 1.6 must be saved anew",
-        ) from None
-    if not isinstance(content, dict):
-        raise Corrupt(f"{file} holds no table of tensors", found=type(content).__name__)
-    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    def read(self, rows: slice = ALL) -> Tensor:
+        return permute(self.stored.read(), self.heads)[rows]
 
 
 def _open_meta(folder: Path) -> Weights:
@@ -199,14 +185,11 @@ def _open_meta(folder: Path) -> Weights:
     config = read_config(folder)
     heads = {"q_proj.weight": config.num_heads, "k_proj.weight": config.num_kv_heads}
     file = folder / "consolidated.00.pth"
-    readers: dict[str, Callable[[], Tensor]] = {}
-    for meta_name, tensor in load_torch_file(file).items():
+    found: dict[str, Stored] = {}
+    for meta_name, stored in torch_tensors_in(file).items():
         if meta_name.startswith("rope."):
             continue
         name = to_hf(meta_name)
         kind = name.rpartition("self_attn.")[2]
-        if kind in heads:
-            readers[name] = partial(permute, tensor, heads[kind])
-        else:
-            readers[name] = partial(_given, tensor)
-    return Weights(readers, [file])
+        found[name] = _Turned(stored, heads[kind]) if kind in heads else stored
+    return Weights(found, [file])
