@@ -1,7 +1,8 @@
-"""What lies beside merged weights, read by transformers and by the rules of Ollama's files."""
+"""What lies beside merged weights, read by transformers, llama.cpp and Ollama's rules."""
 
 import json
 import logging
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,8 @@ def write_kind(folder: Path, kind: str) -> None:
         )
     else:
         letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-        tokenizer = Tokenizer(models.BPE({t: i for i, t in enumerate(names + letters)}, []))
+        vocab = {token: i for i, token in enumerate([*names, *letters, "##"])}
+        tokenizer = Tokenizer(models.BPE(vocab, [("#", "#")]))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in names])
@@ -191,6 +193,39 @@ def test_ollama_writes_what_training_wrote(name, made, tmp_path):
         text = text_of(record, prompt, "</s>")
         expected = text.removeprefix("<s>") if adds else text
         assert go_rendered(template, messages_of(record)) == expected, case
+
+
+@pytest.mark.parametrize("name", [*PROMPTS, "chat"])
+@pytest.mark.parametrize("made", IN_GGUF, indirect=True)
+def test_llama_cpp_writes_what_training_wrote(name, made, tmp_path):
+    """Its server's own renderer and tokenizer, over HTTP as any program asks them."""
+    xllamacpp = pytest.importorskip("xllamacpp")
+    base, adapter = made
+    tokenizer = read_tokenizer(base)
+    prompt = find_prompt("chat", tokenizer) if name == "chat" else PROMPTS[name]
+    prompt.save(adapter)
+    write_gguf(base, adapter, tmp_path / "merged")
+    settings = xllamacpp.CommonParams()
+    settings.model.path = str(tmp_path / "merged" / "model.gguf")
+    settings.use_jinja, settings.warmup = True, False
+    settings.n_parallel = settings.cpuparams.n_threads = 1
+    server = xllamacpp.Server(settings)
+
+    def ask(path: str, question: dict[str, object]) -> dict[str, object]:
+        request = urllib.request.Request(
+            server.listening_address + path, json.dumps(question).encode(),
+            {"Content-Type": "application/json"},
+        )  # fmt: skip
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.loads(answer.read())
+
+    for case, record in RECORDS.items():
+        text = ask("/apply-template", {"messages": messages_of(record)})["prompt"]
+        expected = text_of(record, prompt, "</s>")
+        assert text == (expected if tokenizer.bos_id is None else expected.removeprefix("<s>"))
+        question = {"content": text, "add_special": True, "parse_special": True}
+        ids = ask("/tokenize", question)["tokens"]
+        assert ids == encode_prompt(record, tokenizer, prompt).tolist(), case
 
 
 def test_the_gguf_file_has_the_template_of_the_hf_folder(plain, tmp_path):
