@@ -16,7 +16,9 @@ from typing import Any
 
 from suri.errors import Corrupt, DoesNotFit, SuriError, UsageError
 
-MANIFEST = "manifest.json"
+MANIFEST, LOCK = "manifest.json", ".lock"
+HASHED_BYTES = 16_000_000
+"""Bytes of a large file that are read at once to be hashed."""
 
 
 @contextmanager
@@ -80,10 +82,11 @@ def append_json_line(path: Path, value: dict[str, Any]) -> None:
 
 
 @contextmanager
-def publishing(folder: Path) -> Iterator[Path]:
+def publishing(folder: Path, key: str = "") -> Iterator[Path]:
     """Yield a temporary folder beside `folder`; it takes that name when the block ends well.
 
-    An existing `folder` is an error: nothing of a user's is ever replaced.
+    An existing `folder` is an error: nothing of a user's is ever replaced. With a `key` the
+    temporary folder still has its files where a process with the same key was killed.
     """
     if folder.exists():
         raise UsageError(
@@ -91,9 +94,11 @@ def publishing(folder: Path) -> Iterator[Path]:
             do="choose another --output_dir, or remove that folder first",
         )
     make_folder(folder.parent)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    temporary = _begun(folder, key) if key else _new_beside(folder)
     try:
         yield temporary
+        for ours in temporary.glob(".*"):
+            ours.unlink()
         for written in temporary.rglob("*"):
             if written.is_file():
                 _sync(written)
@@ -103,6 +108,22 @@ def publishing(folder: Path) -> Iterator[Path]:
         _sync_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _new_beside(folder: Path) -> Path:
+    return Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+
+
+def _begun(folder: Path, key: str) -> Path:
+    """What a killed process left of `folder` under this key, or an empty folder for it."""
+    place = folder.parent / f".{folder.name}.partial"
+    kept = place / ".key"
+    if not (kept.is_file() and kept.read_text(encoding="utf-8") == key):
+        for left in place.iterdir() if place.is_dir() else ():
+            if left.name != LOCK:
+                left.unlink()
+        write_text(kept, key)
+    return place
 
 
 def sweep(folder: Path) -> None:
@@ -177,6 +198,17 @@ def sha256(path: Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def fingerprint(path: Path) -> str:
+    """The BLAKE3 hash of a file's bytes, as blake3:HEX; on all cores, for files of any size."""
+    from blake3 import blake3
+
+    digest, buffer = blake3(max_threads=blake3.AUTO), bytearray(HASHED_BYTES)
+    with path.open("rb", buffering=0) as stream:
+        while count := stream.readinto(buffer):
+            digest.update(memoryview(buffer)[:count])
+    return f"blake3:{digest.hexdigest()}"
 
 
 def size_bytes(path: Path) -> int:

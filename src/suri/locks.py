@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from suri.errors import UsageError
-from suri.files import make_folder
-
-LOCK = ".lock"
+from suri.files import LOCK, make_folder
 
 
 @contextmanager

@@ -1,10 +1,10 @@
 """The certificate: it passes what is right, and every kind of wrong merge fails it."""
 
-import hashlib
 import math
 from dataclasses import replace
 from pathlib import Path
 
+import blake3
 import pytest
 import torch
 from merges import files_in, make_adapter, make_base
@@ -82,7 +82,7 @@ def test_the_record_holds_the_checksum_of_everything(base, adapter, tmp_path):
     record = read_json(tmp_path / "merged" / "certificate.json")
     for folder, part in ((base, "base"), (adapter, "adapter"), (tmp_path / "merged", "output")):
         for name, checksum in record[part]["files"].items():
-            assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == checksum
+            assert "blake3:" + blake3.blake3((folder / name).read_bytes()).hexdigest() == checksum
     assert {"model.safetensors", "config.json", "tokenizer.json"} == set(record["base"]["files"])
     assert set(record["adapter"]["files"]) == {"adapter_config.json", "adapter_model.safetensors"}
     written = files_in(tmp_path / "merged") - {"certificate.json", "README.md"}
@@ -145,8 +145,8 @@ def test_a_permutation_wrong_both_ways_fails_by_its_logits_alone(
 
 @pytest.mark.parametrize("to", WRITERS)
 def test_a_changed_bystander_fails(base, adapter, tmp_path, monkeypatch, to):
-    def touched(weights, adapter, dtype):
-        for name, tensor in fold(weights, adapter, dtype):
+    def touched(weights, adapter, dtype, names=None):
+        for name, tensor in fold(weights, adapter, dtype, names):
             if name == "model.layers.1.input_layernorm.weight":
                 tensor = torch.nextafter(tensor, tensor + 1)
             yield name, tensor
@@ -279,7 +279,9 @@ class TestVerify:
         tensors["model.layers.1.mlp.down_proj.weight"] *= 1.5
         save_file(tensors, file, metadata={"format": "pt"})
         record = read_json(merged / "certificate.json")
-        record["output"]["files"][file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+        record["output"]["files"][file.name] = (
+            "blake3:" + blake3.blake3(file.read_bytes()).hexdigest()
+        )
         write_json(merged / "certificate.json", record)
         certificate, _ = verify(merged)
         assert not certificate.passed

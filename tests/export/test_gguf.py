@@ -1,9 +1,9 @@
 """GGUF files as transformers and the gguf package read them, and as our own engine does."""
 
-import hashlib
 import shutil
 from pathlib import Path
 
+import blake3
 import pytest
 import torch
 import transformers
@@ -217,7 +217,7 @@ def test_wrong_weights_under_a_forged_checksum_fail_by_their_logits(base, adapte
     content[entry.start : entry.start + entry.size] = bytes(entry.size)
     file.write_bytes(content)
     record = read_json(tmp_path / "merged" / "certificate.json")
-    record["output"]["files"][file.name] = hashlib.sha256(content).hexdigest()
+    record["output"]["files"][file.name] = "blake3:" + blake3.blake3(content).hexdigest()
     write_json(tmp_path / "merged" / "certificate.json", record)
     assert not verify(tmp_path / "merged")[0].passed
 

@@ -8,7 +8,9 @@ import torch
 from merges import files_in, make_adapter, make_base
 from safetensors.torch import load_file
 
+from faults.children import start, wait
 from suri.errors import DoesNotFit, SuriError
+from suri.export import hf
 from suri.export import publish as publishing
 from suri.export.certify import verify
 from suri.export.hf import write_hf
@@ -54,6 +56,49 @@ def test_a_disk_too_small_is_said_before_anything_is_written(base, adapter, tmp_
     numbers = sum(tensor.numel() for tensor in load_file(base / "model.safetensors").values())
     assert needed == [2 * numbers]
     assert files_in(tmp_path) == set()
+
+
+def test_a_killed_merge_goes_on_with_its_whole_shards(base, adapter, tmp_path, monkeypatch):
+    """Several shards; the process is killed after the second, and the next writes the others."""
+    monkeypatch.setattr(hf, "SHARD_BYTES", 30_000)
+    write_hf(base, adapter, tmp_path / "unbroken")
+    whole = sorted((tmp_path / "unbroken").glob("*.safetensors"))
+    assert len(whole) > 3
+    out, left = tmp_path / "merged", tmp_path / ".merged.partial"
+    assert wait(start(lambda: write_hf(base, adapter, out), "merge.shard*2=kill")) == -9
+    begun = {file.name: file.stat().st_ino for file in left.glob("model-*.safetensors")}
+    assert len(begun) == 2
+    write_hf(base, adapter, out)
+    assert not left.exists()
+    for file in whole:
+        assert (out / file.name).read_bytes() == file.read_bytes()
+    assert all((out / name).stat().st_ino == number for name, number in begun.items())
+    assert files_in(out) == files_in(tmp_path / "unbroken")
+
+
+def test_what_a_killed_merge_of_something_else_left_is_not_used(
+    base, adapter, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(hf, "SHARD_BYTES", 30_000)
+    out = tmp_path / "merged"
+    assert wait(start(lambda: write_hf(base, adapter, out), "merge.shard*2=kill")) == -9
+    other = make_adapter(tmp_path / "other", base, r=3)
+    write_hf(base, other, out)
+    write_hf(base, other, tmp_path / "unbroken")
+    for file in (tmp_path / "unbroken").glob("*.safetensors"):
+        assert (out / file.name).read_bytes() == file.read_bytes()
+
+
+def test_two_merges_into_one_folder_do_not_meet(base, adapter, tmp_path):
+    out = tmp_path / "merged"
+
+    def second(stage: str, done: int, total: int) -> None:
+        if done == 1 and stage == "folding":
+            with pytest.raises(SuriError, match="is writing into"):
+                write_hf(base, adapter, out)
+
+    write_hf(base, adapter, out, report=second)
+    assert files_in(tmp_path) == {"merged"}
 
 
 def test_a_stop_in_the_middle_leaves_nothing(base, adapter, tmp_path):

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from suri.errors import Corrupt, UsageError
 from suri.export.fold import Merge, Report, open_merge, silent
-from suri.export.readers import decoder_logits, read_logits, read_tensors
-from suri.files import read_json, sha256
+from suri.export.readers import read_logits, read_tensors
+from suri.files import fingerprint, read_json
 from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE
-from suri.model.load import load_decoder
+from suri.model.load import layered_logits
 
 FILE = "certificate.json"
 ROWS = 64
@@ -113,7 +113,7 @@ def certify(merge: Merge, folder: Path, to: str, report: Report = silent) -> Cer
             "path": str(merge.adapter_folder.absolute()),
             "files": _hashes(merge.adapter_folder, [CONFIG_FILE, WEIGHTS_FILE]),
         },
-        "output": {"files": _hashes(folder, sorted(p.name for p in folder.iterdir()))},
+        "output": {"files": _hashes(folder, sorted(p.name for p in folder.glob("[!.]*")))},
         "probes": "texts" if merge.tokenizer else "token ids",
         "reader": reader,
     }
@@ -139,7 +139,7 @@ def check_targets(merge: Merge, output: Mapping[str, Tensor]) -> Check:
             b = _wide(file.get_tensor(f"{module}.lora_B.weight"))
             count = min(ROWS, len(b))
             rows = np.sort(np.random.default_rng(number).choice(len(b), count, replace=False))
-            weight, found = _wide(merge.base[name][rows]), _wide(output[name][rows])
+            weight, found = _wide(merge.base.rows(name, rows.tolist())), _wide(output[name][rows])
             exact = weight + scaling * (b[rows] @ a)
             terms = np.abs(weight) + scaling * (np.abs(b[rows]) @ np.abs(a))
             allowed = _half_spacing(exact, merge.dtype_name) + (r + 4) * 2.0**-24 * terms
@@ -164,9 +164,9 @@ def check_others(merge: Merge, output: Mapping[str, Tensor], to: str) -> Check:
 def check_logits(merge: Merge, folder: Path, to: str) -> tuple[str, tuple[Check, ...]]:
     """The reader's name, and the folder read from disk against base + unmerged adapter in fp32."""
     texts = probe_ids(merge)
-    decoder = load_decoder(merge.base.folder, quantize=merge.quantize, adapter=merge.adapter)
-    expected = decoder_logits(decoder, texts)
-    del decoder
+    expected = layered_logits(
+        merge.base.folder, texts, quantize=merge.quantize, adapter=merge.adapter
+    )
     reader, found = read_logits(folder, to, texts)
     return reader, compare_logits(expected, found, merge.dtype_name)
 
@@ -248,13 +248,13 @@ def _changed(folder: Path, files: dict[str, str]) -> list[str]:
     for name, checksum in files.items():
         if not (folder / name).is_file():
             wrong.append(f"{name} is missing")
-        elif sha256(folder / name) != checksum:
+        elif fingerprint(folder / name) != checksum:
             wrong.append(f"{name} has changed")
     return wrong
 
 
 def _hashes(folder: Path, names: list[str]) -> dict[str, str]:
-    return {name: sha256(folder / name) for name in names}
+    return {name: fingerprint(folder / name) for name in names}
 
 
 def _base_files(merge: Merge) -> list[str]:

@@ -4,7 +4,6 @@ import json
 import math
 import struct
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from suri.export.certify import Certificate
 from suri.export.companions import sampling
 from suri.export.fold import Merge, MergeBaseName, Report, fold, open_merge, silent
 from suri.export.publish import publish
-from suri.files import write_json
+from suri.files import fault, replacing, write_json
 from suri.model.config import ModelConfig, hf_config_of
 from suri.model.tokenizer import Tokenizer
 
@@ -96,13 +95,17 @@ def write_weights(merge: Merge, folder: Path, report: Report = silent) -> None:
     size = merge.dtype.itemsize
     shapes = {name: merge.base.shape(name) for name in merge.base}
     shards = _shards({name: size * math.prod(shape) for name, shape in shapes.items()})
-    stream = _reported(merge, report)
     places: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         file = file if len(shards) > 1 else "model.safetensors"
-        entries = [(name, shapes[name]) for name in names]
-        write_safetensors(folder / file, entries, merge.dtype, islice(stream, len(names)))
+        if not (folder / file).exists():  # whole, of a merge that was killed
+            entries = [(name, shapes[name]) for name in names]
+            with replacing(folder / file) as temporary:
+                stream = fold(merge.base, merge.adapter, merge.dtype, names)
+                told = _reported(stream, report, len(places), len(merge.base))
+                write_safetensors(temporary, entries, merge.dtype, told)
+            fault("merge.shard")
         places |= dict.fromkeys(names, file)
     if len(shards) > 1:
         total = sum(size * math.prod(shape) for shape in shapes.values())
@@ -110,9 +113,11 @@ def write_weights(merge: Merge, folder: Path, report: Report = silent) -> None:
         write_json(folder / "model.safetensors.index.json", index)
 
 
-def _reported(merge: Merge, report: Report) -> Iterator[tuple[str, Tensor]]:
-    for done, pair in enumerate(fold(merge.base, merge.adapter, merge.dtype), 1):
-        report("folding", done, len(merge.base))
+def _reported(
+    stream: Iterator[tuple[str, Tensor]], report: Report, before: int, total: int
+) -> Iterator[tuple[str, Tensor]]:
+    for done, pair in enumerate(stream, before + 1):
+        report("folding", done, total)
         yield pair
 
 

@@ -16,11 +16,10 @@ from torch import Tensor
 
 
 class MetaDecoder:
-    """The model in `consolidated.00.pth`, memory-mapped, with the numbers of `params.json`."""
+    """The model in `consolidated.00.pth`, mapped for each weight, with `params.json`."""
 
     def __init__(self, folder: Path) -> None:
-        file = folder / "consolidated.00.pth"
-        self.state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        self.file = folder / "consolidated.00.pth"
         params = json.loads((folder / "params.json").read_text(encoding="utf-8"))
         self.layers, self.eps = params["n_layers"], params["norm_eps"]
         self.heads = params["n_heads"]
@@ -50,7 +49,9 @@ class MetaDecoder:
 
     def weight(self, name: str) -> Tensor:
         """The tensor of that name in fp32."""
-        weight: Tensor = self.state[f"{name}.weight"]
+        # Opened anew for each: pages of a map that stays open count as this process's memory.
+        state = torch.load(self.file, map_location="cpu", weights_only=True, mmap=True)
+        weight: Tensor = state[f"{name}.weight"]
         return weight.float()
 
     def linear(self, name: str, x: Tensor) -> Tensor:

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from suri.errors import Corrupt
-from suri.export.card import write_card
+from suri.export.card import README, write_card
 from suri.export.certify import FILE, Certificate, certify
 from suri.export.companions import write_companions
 from suri.export.fold import Merge, Report, silent
-from suri.files import disk_errors_explained, need_space, publishing, write_json
+from suri.files import disk_errors_explained, make_folder, need_space, publishing, write_json
+from suri.locks import claiming
+from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE
 
 
 def publish(
@@ -22,9 +24,16 @@ def publish(
     """
     numbers = sum(math.prod(merge.base.shape(name)) for name in merge.base)
     need_space(out, numbers * merge.dtype.itemsize, "the merged model")
-    with disk_errors_explained(out), publishing(out) as folder:
+    make_folder(out.parent)
+    with (
+        disk_errors_explained(out),
+        claiming(out.parent / f".{out.name}.partial"),
+        publishing(out, _key(merge, to)) as folder,
+    ):
         write(folder)
         write_companions(merge, folder, to)
+        for name in (README, FILE):  # of a merge that was killed just before its end
+            (folder / name).unlink(missing_ok=True)
         certificate = certify(merge, folder, to, report)
         if not certificate.passed:
             failed = [str(check) for check in certificate.checks if not check.passed]
@@ -37,3 +46,14 @@ def publish(
         write_card(merge, certificate, folder, out.name)
         write_json(folder / FILE, certificate.as_json())
     return certificate
+
+
+def _key(merge: Merge, to: str) -> str:
+    """What a merge that was killed must have in common with one that goes on with its files."""
+    files = [
+        *merge.base.files,
+        merge.adapter_folder / WEIGHTS_FILE,
+        merge.adapter_folder / CONFIG_FILE,
+    ]
+    seen = [f"{file.absolute()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+    return "\n".join([to, merge.dtype_name, merge.quantize, *seen])

@@ -3,6 +3,7 @@
 import importlib.util
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -11,14 +12,15 @@ from torch import Tensor
 from suri.export.fold import MergeBase
 from suri.export.gguf_reader import GGUF_FILE, GgufTensors, transformers_gguf
 from suri.export.meta_decoder import MetaDecoder
-from suri.model.attention import PackedAttention
-from suri.model.decoder import Decoder
+from suri.export.streamed import streamed_logits
 from suri.model.gguf_base import convert
-from suri.model.load import load_decoder
+from suri.model.load import layered_logits
 from suri.model.vector_math import settle
 from suri.model.weights import open_weights
 
 Texts = Sequence[Sequence[int]]
+LARGE_BYTES = 4_000_000_000
+"""Weight files of more bytes are read by transformers one module at a time, not as a whole."""
 
 
 def read_tensors(folder: Path, to: str, base: MergeBase) -> Mapping[str, Tensor]:
@@ -37,23 +39,20 @@ def read_logits(folder: Path, to: str, texts: Texts) -> tuple[str, Tensor]:
     settle()
     if to == "meta":
         return "meta_decoder", MetaDecoder(folder).logits(texts)
-    if importlib.util.find_spec("transformers"):
+    large = sum(file.stat().st_size for file in folder.glob("*.safetensors")) > LARGE_BYTES
+    if large and to == "hf" and importlib.util.find_spec("accelerate"):
+        return _transformers("one module at a time"), streamed_logits(folder, texts)
+    if importlib.util.find_spec("transformers") and not large:
         return _transformers_logits(folder, to, texts)
     if to == "gguf":
         with tempfile.TemporaryDirectory(dir=folder.parent) as place:
             convert(folder / GGUF_FILE, Path(place), [])
-            return "suri", decoder_logits(load_decoder(Path(place)), texts)
-    return "suri", decoder_logits(load_decoder(folder), texts)
+            return "suri", layered_logits(Path(place), texts)
+    return "suri", layered_logits(folder, texts)
 
 
-@torch.no_grad()
-def decoder_logits(decoder: Decoder, texts: Texts) -> Tensor:
-    """fp32 logits [T, vocab] of Suri's decoder for the same lists as one packed stream."""
-    lengths = [len(ids) for ids in texts]
-    stream = torch.tensor([i for ids in texts for i in ids])
-    positions = torch.cat([torch.arange(length) for length in lengths])
-    attend = PackedAttention(lengths, decoder.config.sliding_window)
-    return decoder.logits(decoder(stream, positions, attend))
+def _transformers(how: str = "") -> str:
+    return f"transformers {version('transformers')}" + (f", {how}" if how else "")
 
 
 @torch.no_grad()
@@ -74,4 +73,4 @@ def _transformers_logits(folder: Path, to: str, texts: Texts) -> tuple[str, Tens
         if bars:
             logging.enable_progress_bar()
     logits = [model(torch.tensor([list(ids)])).logits[0] for ids in texts]
-    return f"transformers {transformers.__version__}", torch.cat(logits)
+    return _transformers(), torch.cat(logits)

@@ -14,7 +14,7 @@ from suri.errors import Corrupt, UsageError
 from suri.files import read_json, write_bytes, write_json
 from suri.model.config import ModelConfig
 from suri.model.decoder import Decoder
-from suri.model.linear import LowRank
+from suri.model.linear import Linear, LowRank
 from suri.model.lora import initial_pair, low_rank
 
 CONFIG_FILE, WEIGHTS_FILE, BASE_FILE = (
@@ -54,20 +54,25 @@ class Adapter:
         """Alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (arXiv:2312.03732)."""
         return self.alpha / (math.sqrt(self.r) if self.rslora else self.r)
 
-    def weight_delta(self, module: str, rows: slice = slice(None)) -> Tensor:
-        """Scaling * B A for these rows of a module's weight: fp32 [rows, in]."""
+    def weight_delta(
+        self, module: str, rows: slice = slice(None), onto: Tensor | None = None
+    ) -> Tensor:
+        """Scaling * B A for these rows of a module's weight, fp32 [rows, in]; added to `onto`."""
         a, b = self.tensors[module]
-        return low_rank(a.float().t(), b[rows].float(), self.scaling).t()
+        return low_rank(b[rows].float(), a.float().t(), self.scaling, onto)
 
     def attach(self, decoder: Decoder, *, trainable: bool = False) -> None:
         """Put the pairs into the decoder's linears; raises UsageError listing all misfits."""
         self.check_fits(decoder.config)
-        device = decoder.embedding.device
         for number, (name, fused, part) in enumerate(decoder.linears()):
             if name in self.tensors:
-                a, b = (tensor.detach().clone().to(device) for tensor in self.tensors[name])
-                pair = LowRank(a, b, self.scaling, number)
-                fused.pairs[part] = pair.requires_grad_(trainable)
+                self.attach_to(name, fused, part, number).requires_grad_(trainable)
+
+    def attach_to(self, name: str, fused: Linear, part: str, number: int = 0) -> LowRank:
+        """Put a module's pair into that part of a linear; `number` marks its dropout."""
+        a, b = (tensor.detach().clone().to(fused.device) for tensor in self.tensors[name])
+        fused.pairs[part] = pair = LowRank(a, b, self.scaling, number)
+        return pair
 
     def check_fits(self, config: ModelConfig) -> None:
         """Raise UsageError naming every pair whose module or shape the base does not have."""

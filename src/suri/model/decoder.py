@@ -52,6 +52,14 @@ class Layer(nn.Module):
         gate_up = self.gate_up(x, self.mlp_norm, dropout)
         return cast(Tensor, x + self.down(gate_up, SWIGLU, dropout))
 
+    def linears(self) -> Iterator[tuple[str, Linear, str]]:
+        """Its linears: (HF module name, the fused linear, its part's name)."""
+        fused = {"self_attn": (self.qkv, self.o), "mlp": (self.gate_up, self.down)}
+        for owner, linears in fused.items():
+            for linear in linears:
+                for part in linear.names:
+                    yield f"model.layers.{self.number}.{owner}.{part}", linear, part
+
     def _turned_heads(
         self, x: Tensor, rotation: tuple[Tensor, Tensor], head_dim: int, dropout: Dropout | None
     ) -> Tensor:
@@ -152,15 +160,8 @@ class Decoder(nn.Module):
 
     def linears(self) -> Iterator[tuple[str, Linear, str]]:
         """Every linear of the base: (HF module name, the fused linear, its part's name)."""
-        for number, layer in enumerate(cast("list[Layer]", self.layers)):
-            for owner, fused in (
-                ("self_attn", layer.qkv),
-                ("self_attn", layer.o),
-                ("mlp", layer.gate_up),
-                ("mlp", layer.down),
-            ):
-                for part in fused.names:
-                    yield f"model.layers.{number}.{owner}.{part}", fused, part
+        for layer in cast("list[Layer]", self.layers):
+            yield from layer.linears()
 
     def pairs(self) -> dict[str, LowRank]:
         """The low-rank pairs by HF module name."""

@@ -79,6 +79,7 @@ class Linear(nn.Module):
         self.base: Storage = STORAGE[quantize](weights)
         self.register_buffer("bias", bias)
         self.pairs = nn.ModuleDict()
+        self.device = weights[0].device
 
     def forward(
         self, x: Tensor, before: Before = UNCHANGED, dropout: Dropout | None = None

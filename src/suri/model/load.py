@@ -1,6 +1,6 @@
 """Building the decoder from a base's weights, on the device and in the storage asked for."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -15,8 +15,10 @@ from suri.model.attention import PackedAttention
 from suri.model.config import ModelConfig, read_config
 from suri.model.decoder import Decoder, Layer, rotary_frequencies, rotation_of
 from suri.model.elementwise import Norm
+from suri.model.kernels import product
 from suri.model.linear import Linear
 from suri.model.storage import Int8, Watched
+from suri.model.vector_math import settle
 from suri.model.weights import open_weights
 
 
@@ -71,6 +73,42 @@ def load_decoder(
     if adapter is not None:
         adapter.attach(decoder)
     return decoder
+
+
+@torch.no_grad()
+def layered_logits(
+    folder: Path,
+    texts: Sequence[Sequence[int]],
+    *,
+    quantize: str = "none",
+    adapter: Adapter | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """fp32 logits [T, vocab] of token-id lists, one after the other, T tokens in all.
+
+    As `load_decoder`'s decoder gives them, with one layer in memory at a time.
+    """
+    config, ids = read_config(folder), torch.tensor([i for text in texts for i in text])
+    source = _Typed(weights or open_weights(folder), config, folder, torch.float32, "cpu")
+    lengths = [len(text) for text in texts]
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    if adapter is not None:
+        adapter.check_fits(config)
+    settle()
+    embedding = source("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
+    x = F.embedding(ids, embedding)
+    del embedding
+    attend = PackedAttention(lengths, config.sliding_window)
+    rotation = rotation_of(positions, rotary_frequencies(config), x.dtype)
+    for number in range(config.num_layers):
+        layer = _layer(number, source, quantize)
+        for name, fused, part in layer.linears() if adapter else ():
+            if adapter and name in adapter.tensors:
+                adapter.attach_to(name, fused, part)
+        x = layer(x, rotation, attend, config.head_dim)
+    x = Norm(source("model.norm.weight", (config.hidden_size,)), config.norm_eps)(x)
+    head = "model.embed_tokens.weight" if config.tied_head else "lm_head.weight"
+    return product(x, source(head, (config.vocab_size, config.hidden_size)))
 
 
 class _Typed:

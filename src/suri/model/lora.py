@@ -17,9 +17,9 @@ from torch import Tensor
 def low_rank(projected: Tensor, b: Tensor, scaling: float, onto: Tensor | None = None) -> Tensor:
     """The delta, for activations and for weights: scaling * projected B^T, [..., out].
 
-    `projected` is x A^T, shape [..., r]; or A^T itself, shape [in, r], for the transposed delta
-    of the weight (x is then the identity). `b` is [out, r]. With `onto` [T, out] the delta is
-    added to it in place.
+    `projected` is x A^T, shape [..., r], and `b` is [out, r]. For the delta of the weight itself
+    they are B [out, r] and A^T [in, r]: scaling * B A. With `onto` the delta is added to it in
+    place.
     """
     if onto is not None:
         return onto.addmm_(projected, b.t(), alpha=scaling)

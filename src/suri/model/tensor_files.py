@@ -24,6 +24,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }  # fmt: skip
 """Names of number formats in safetensors' headers."""
+Rows = slice | list[int]
 ALL = slice(None)
 
 
@@ -40,7 +41,7 @@ class Stored(Protocol):
         """Its number format."""
         ...
 
-    def read(self, rows: slice = ALL) -> Tensor:
+    def read(self, rows: Rows = ALL) -> Tensor:
         """A new tensor with these rows."""
         ...
 
@@ -54,8 +55,10 @@ class SafeTensor:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
-    def read(self, rows: slice = ALL) -> Tensor:
+    def read(self, rows: Rows = ALL) -> Tensor:
         """As in Stored."""
+        if isinstance(rows, list):
+            return torch.cat([self.read(slice(row, row + 1)) for row in rows])
         shape, place = self.shape, self.place
         if shape:
             start, stop, _ = rows.indices(shape[0])
@@ -77,7 +80,7 @@ class TorchTensor:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
-    def read(self, rows: slice = ALL) -> Tensor:
+    def read(self, rows: Rows = ALL) -> Tensor:
         """As in Stored."""
         tensor = load_torch_file(self.file)[self.name]
         return (tensor[rows] if tensor.dim() else tensor).clone()

@@ -17,7 +17,7 @@ from suri.model.config import read_config
 from suri.model.embedded import embedded_base
 from suri.model.gguf_base import gguf_base, gguf_file
 from suri.model.meta_names import permute, to_hf
-from suri.model.tensor_files import ALL, Stored, safetensors_in, torch_tensors_in
+from suri.model.tensor_files import ALL, Rows, Stored, safetensors_in, torch_tensors_in
 from suri.recipe import EMBEDDED
 
 IGNORED = "rotary_emb.inv_freq"
@@ -176,7 +176,7 @@ class _Turned:
     def dtype(self) -> torch.dtype:
         return self.stored.dtype
 
-    def read(self, rows: slice = ALL) -> Tensor:
+    def read(self, rows: Rows = ALL) -> Tensor:
         return permute(self.stored.read(), self.heads)[rows]
 
 

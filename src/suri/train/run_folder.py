@@ -7,6 +7,7 @@ from typing import Any
 
 from suri.errors import UsageError
 from suri.files import (
+    LOCK,
     MANIFEST,
     make_folder,
     need_space,
@@ -16,7 +17,6 @@ from suri.files import (
     write_manifest,
     write_text,
 )
-from suri.locks import LOCK
 from suri.model.adapter import is_adapter
 from suri.recipe import Recipe, recipe_from_toml, settings_of
 from suri.train.machine import environment
