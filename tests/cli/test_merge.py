@@ -56,6 +56,46 @@ def test_the_last_line_says_pass_and_where(folders, tmp_path, monkeypatch, capsy
     assert capsys.readouterr().out.splitlines()[-1] == f"PASS {to} out"
 
 
+@pytest.mark.parametrize("to", ["hf", "meta", "gguf"])
+def test_a_merge_without_a_certificate_is_held_against_its_adapter(folders, tmp_path, capsys, to):
+    import torch
+
+    from suri.model.adapter import read_adapter, write_adapter
+
+    base, run = folders
+    out = tmp_path / "out"
+    main(["merge", str(run), "--to", to, "--output_dir", str(out), "--dtype", "float16"])
+    (out / "certificate.json").unlink()
+    capsys.readouterr()
+    main(["verify", str(out), "--adapter", str(run)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"PASS {to} {out}"
+    assert [line.startswith("ok   ") for line in lines] == [True] * 3 + [False]
+    assert not (out / "certificate.json").exists()
+    other = read_adapter(run)
+    for _, b in other.tensors.values():
+        b.add_(torch.ones_like(b))
+    write_adapter(tmp_path / "other", other)
+    with pytest.raises(SystemExit) as stopped:
+        main(["verify", str(out), "--adapter", str(tmp_path / "other"), "--base_model", str(base)])
+    assert stopped.value.code == 6
+    said = capsys.readouterr()
+    assert said.out.startswith("FAIL")
+    assert "is not this base with this adapter" in said.err
+
+
+def test_a_model_of_another_shape_is_named(folders, tmp_path, capsys):
+    larger = make_model(tmp_path / "larger", vocab_size=132)
+    with pytest.raises(SystemExit) as stopped:
+        main(["verify", str(larger), "--adapter", str(folders[1])])
+    assert stopped.value.code == 6
+    said = capsys.readouterr().err
+    assert "model.embed_tokens.weight is (132, 48), not (131, 48)" in said
+    with pytest.raises(SystemExit) as stopped:
+        main(["verify", str(tmp_path / "nowhere"), "--adapter", str(folders[1])])
+    assert stopped.value.code == 2
+
+
 def test_a_broken_folder_has_exit_code_6(folders, tmp_path, capsys):
     out = tmp_path / "out"
     main(["merge", f"{folders[1]} ", "--to", "hf", "--output_dir", str(out), "--dtype", "float32"])

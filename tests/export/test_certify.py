@@ -103,7 +103,7 @@ def test_the_record_holds_the_checksum_of_everything(base, adapter, tmp_path):
             assert "blake3:" + blake3.blake3((folder / name).read_bytes()).hexdigest() == checksum
     assert {"model.safetensors", "config.json", "tokenizer.json"} == set(record["base"]["files"])
     assert set(record["adapter"]["files"]) == {"adapter_config.json", "adapter_model.safetensors"}
-    written = files_in(tmp_path / "merged") - {"certificate.json"}
+    written = files_in(tmp_path / "merged") - {"certificate.json", "README.md"}
     assert set(record["output"]["files"]) == written
     assert record["base"]["path"] == str(base)
 
@@ -293,10 +293,10 @@ class TestVerify:
         content = bytearray(file.read_bytes())
         content[-1] ^= 1
         file.write_bytes(content)
-        (merged / "README.md").unlink()
+        (merged / "prompt.json").unlink()
         with pytest.raises(Corrupt) as caught:
             verify(merged)
-        assert caught.value.found == "README.md is missing, model.safetensors has changed"
+        assert caught.value.found == "model.safetensors has changed, prompt.json is missing"
 
     def test_wrong_weights_under_a_forged_checksum_fail_by_their_logits(self, merged):
         file = merged / "model.safetensors"

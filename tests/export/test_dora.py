@@ -212,8 +212,8 @@ def test_without_peft_the_package_is_named(base, adapter, tmp_path, monkeypatch)
 def test_a_base_in_metas_format_serves_too(tmp_path):
     """What peft gets is built from the weights that were read, whatever file they lie in."""
     base = make_base(tmp_path / "base", num_attention_heads=12, num_key_value_heads=2)
-    write_meta(base, make_adapter(tmp_path / "plain", base), tmp_path / "meta")
-    write_hf(base, tmp_path / "plain", tmp_path / "hf")
+    write_meta(base, None, tmp_path / "meta")
+    write_hf(base, None, tmp_path / "hf")
     adapter = make_dora(tmp_path / "adapter", tmp_path / "hf")
     first = write_hf(tmp_path / "meta", adapter, tmp_path / "one")
     second = write_hf(tmp_path / "hf", adapter, tmp_path / "two")

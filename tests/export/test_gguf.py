@@ -317,7 +317,7 @@ def test_the_embedded_base_comes_back_as_it_was(tmp_path, monkeypatch):
     for text in ("In 2024, 3.5 % of\n\n  it's  fine…", "naïve 你好 🦙\t!", "### Response:\n"):
         assert now.encode(text) == was.encode(text)
         assert theirs(text, add_special_tokens=False)["input_ids"] == was.encode(text)
-    assert now.chat_template == was.chat_template
+    assert now.chat_template == read_tokenizer(tmp_path / "hf").chat_template
     records = [Record("Name three colours.", "", ""), Record("Add.", "3 and 4", "")]
     hf, ours = (
         [a.text for a in open_model(str(m)).answer(records, Decoding(max_new_tokens=24))]

@@ -51,10 +51,19 @@ class ConvertFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyFlags:
-    """Check a merge's certificate again: checksums, and logits where base and adapter remain."""
+    """Check a merge's certificate again: checksums, and logits where base and adapter remain.
+
+    With --adapter, certify a merge that another program wrote.
+    """
 
     folder: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
-    """Folder that `suri merge` or `suri convert` has written."""
+    """Folder that `suri merge` or `suri convert` has written, or with --adapter any merge."""
+    adapter: str = ""
+    """The adapter that must be in the weights ("": the one that DIR's certificate names)."""
+    base_model: str = ""
+    """With --adapter, the folder of its base ("": where the adapter says it is)."""
+    merge_base: Literal["dequantized", "original"] = "dequantized"
+    """With --adapter trained on nf4: the base as it was in training, or as it was before."""
 
 
 def run_merge(args: list[str]) -> None:
@@ -97,6 +106,9 @@ def run_verify(args: list[str]) -> None:
     from suri.export.certify import verify
 
     folder = Path(flags.folder.strip())
+    if flags.adapter.strip():
+        _verify_other(folder, flags)
+        return
     with _bar() as report:
         certificate, left_out = verify(folder, report)
     print("ok   every file has its checksum")
@@ -104,6 +116,26 @@ def run_verify(args: list[str]) -> None:
     print(*certificate.checks, *notes, sep="\n")
     if not certificate.passed:
         raise Corrupt(f"{folder} no longer gives the logits of what it was made from")
+    print(f"PASS {certificate.to} {folder}")
+
+
+def _verify_other(folder: Path, flags: VerifyFlags) -> None:
+    """Print the checks of a folder that somebody else wrote; raises Corrupt where one fails."""
+    from suri.errors import Corrupt
+    from suri.export.others import certify_other
+    from suri.model.weights import find_base
+
+    with _bar() as report:
+        certificate = certify_other(
+            folder,
+            Path(flags.adapter.strip()),
+            find_base(flags.base_model) if flags.base_model.strip() else None,
+            merge_base=flags.merge_base,
+            report=report,
+        )
+    print(*certificate.checks, sep="\n")
+    if not certificate.passed:
+        raise Corrupt(f"{folder} is not this base with this adapter")
     print(f"PASS {certificate.to} {folder}")
 
 

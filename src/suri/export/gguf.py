@@ -17,6 +17,7 @@ from torch import Tensor
 
 from suri.errors import UsageError
 from suri.export.certify import Certificate
+from suri.export.companions import prompt_of, template_of
 from suri.export.fold import Merge, MergeBaseName, Report, fold, open_merge, silent
 from suri.export.gguf_reader import GGUF_FILE
 from suri.export.gguf_vocabulary import Vocabulary, vocabulary_of
@@ -142,6 +143,8 @@ def _write_file(file: Path, merge: Merge, vocabulary: Vocabulary | None, report:
     _add_settings(writer, merge)
     if vocabulary and merge.tokenizer:
         _add_vocabulary(writer, vocabulary, merge.tokenizer)
+        if template := template_of(prompt_of(merge), merge.tokenizer):
+            writer.add_chat_template(template)
     else:
         writer.add_tokenizer_model("none")
     shapes = {_name(name): merge.base.shape(name) for name in merge.base}
@@ -224,5 +227,3 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary, tokenizer: Tokenizer) -
             add(number)
     writer.add_add_bos_token(tokenizer.bos_id is not None)
     writer.add_add_eos_token(False)
-    if tokenizer.chat_template:
-        writer.add_chat_template(tokenizer.chat_template)

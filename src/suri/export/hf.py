@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from suri.export.certify import Certificate
+from suri.export.companions import sampling
 from suri.export.fold import Merge, MergeBaseName, Report, fold, open_merge, silent
 from suri.export.peft_merge import merged_weights
 from suri.export.publish import publish
@@ -58,7 +59,7 @@ def write_hf(
         config = merged_config(merge.base.config, merge.dtype_name, merge.tokenizer)
         write_json(folder / "config.json", config)
         ids = {name: value for name, value in config.items() if name in SPECIAL_IDS}
-        write_json(folder / "generation_config.json", ids)
+        write_json(folder / "generation_config.json", ids | sampling())
 
     return publish(merge, out, "hf", write, report)
 
