@@ -70,7 +70,8 @@ def test_a_merge_without_a_certificate_is_held_against_its_adapter(folders, tmp_
     main(["verify", str(out), "--adapter", str(run)])
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"PASS {to} {out}"
-    assert [line.startswith("ok   ") for line in lines] == [True] * 3 + [False]
+    assert len(lines) >= 4
+    assert all(line.startswith("ok   ") for line in lines[:-1])
     assert not (out / "certificate.json").exists()
     other = read_adapter(run)
     for _, b in other.tensors.values():
