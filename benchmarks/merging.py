@@ -100,12 +100,12 @@ from pathlib import Path
 from suri.export.certify import check_others, check_targets
 from suri.export.fold import open_merge
 from suri.export.readers import read_tensors
-from suri.files import fingerprint
+from suri.export.records import hashes
 merge, out = open_merge(Path(sys.argv[2]), Path(sys.argv[1])), Path(sys.argv[3])
 output = read_tensors(out, "hf", merge.base)
 print(check_targets(merge, output), check_others(merge, output, "hf"), sep="\\n")
-for file in [*merge.base.files, *sorted(out.glob("*.safetensors"))]:
-    fingerprint(file)
+hashes(merge.base.folder, [file.name for file in merge.base.files])
+hashes(out, [file.name for file in out.glob("*.safetensors")])
 """
 PEFT = """
 import sys, torch

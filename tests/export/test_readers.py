@@ -78,4 +78,4 @@ def test_layers_with_an_adapter_give_what_the_whole_decoder_does(quantize, tmp_p
         hidden = decoder(torch.tensor(ids), torch.arange(len(ids)), attend)
         expected = decoder.logits(hidden)
     found = layered_logits(base, [ids], quantize=quantize, adapter=adapter)
-    assert torch.equal(found, expected)
+    assert (found - expected).abs().max() < 1e-5

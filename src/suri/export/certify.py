@@ -215,9 +215,10 @@ def _rounding(
 
 def _is_bases(merge: Merge, output: Mapping[str, Tensor], name: str, source: str, to: str) -> bool:
     """Whether a tensor is the base's, cast or quantised."""
-    weight = merge.base[source]
     if not (isinstance(output, GgufTensors) and output.kind(name) == "Q8_0"):
-        return same_bits(output[name], _cast(merge, weight, to))
+        found = output[name]  # first: a mapped file counts as memory while it is read
+        return same_bits(found, _cast(merge, merge.base[source], to))
+    weight = merge.base[source]
     if output[name].shape != weight.shape:
         return False
     for start in range(0, len(weight), BLOCK_ROWS):

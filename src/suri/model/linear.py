@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from suri.model.elementwise import Before, Unchanged
 from suri.model.kernels import product
 from suri.model.lora import low_rank
-from suri.model.storage import STORAGE, Storage
+from suri.model.storage import STORAGE, Storage, Unread
 
 UNCHANGED = Unchanged()
 
@@ -71,7 +71,11 @@ class Linear(nn.Module):
     bias: Tensor | None
 
     def __init__(
-        self, names: Sequence[str], weights: Sequence[Tensor], bias: Tensor | None, quantize: str
+        self,
+        names: Sequence[str],
+        weights: Sequence[Tensor] | Sequence[Unread],
+        bias: Tensor | None,
+        quantize: str,
     ) -> None:
         super().__init__()
         self.names = tuple(names)

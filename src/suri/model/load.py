@@ -1,9 +1,9 @@
 """Building the decoder from a base's weights, on the device and in the storage asked for."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,12 @@ from suri.model.decoder import Decoder, Layer, rotary_frequencies, rotation_of
 from suri.model.elementwise import Norm
 from suri.model.kernels import product
 from suri.model.linear import Linear
-from suri.model.storage import Int8, Watched
+from suri.model.storage import Int8, Watched, nf4_roundtrip
 from suri.model.vector_math import settle
 from suri.model.weights import check_layers, open_weights
+
+HEAD_ROWS = 4096
+"""Rows of the head that are in fp32 at once where a model is not held as a whole."""
 
 
 def choose_device(asked: str) -> str:
@@ -88,29 +91,30 @@ def layered_logits(
 ) -> Tensor:
     """fp32 logits [T, vocab] of token-id lists, one after the other, T tokens in all.
 
-    As `load_decoder`'s decoder gives them, with one layer in memory at a time.
+    As `load_decoder`'s decoder gives them, with one weight in memory at a time.
     """
     config, ids = read_config(folder), torch.tensor([i for text in texts for i in text])
-    source = _Typed(weights or open_weights(folder), config, folder, torch.float32, "cpu")
+    source = _Deferring(weights or open_weights(folder), config, folder, torch.float32, "cpu")
+    source.roundtrip = quantize == "nf4"
     lengths = [len(text) for text in texts]
     positions = torch.cat([torch.arange(length) for length in lengths])
     if adapter is not None:
         adapter.check_fits(config)
     settle()
-    embedding = source("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
-    x = F.embedding(ids, embedding)
-    del embedding
+    words = (config.vocab_size, config.hidden_size)
+    x = source.stored("model.embed_tokens.weight", words)[ids].float()
     attend = PackedAttention(lengths, config.sliding_window)
     rotation = rotation_of(positions, rotary_frequencies(config), x.dtype)
     for number in range(config.num_layers):
-        layer = _layer(number, source, quantize)
+        layer = _layer(number, source, "deferred")
         for name, fused, part in layer.linears() if adapter else ():
             if adapter and name in adapter.tensors:
                 adapter.attach_to(name, fused, part)
         x = layer(x, rotation, attend, config.head_dim)
     x = Norm(source("model.norm.weight", (config.hidden_size,)), config.norm_eps)(x)
     head = "model.embed_tokens.weight" if config.tied_head else "lm_head.weight"
-    return product(x, source(head, (config.vocab_size, config.hidden_size)))
+    parts = source.stored(head, words).split(HEAD_ROWS)
+    return torch.cat([product(x, part.float()) for part in parts], dim=1)
 
 
 class _Typed:
@@ -128,6 +132,14 @@ class _Typed:
         self.dtype, self.device = dtype, device
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return self.stored(name, shape).to(device=self.device, dtype=self.dtype)
+
+    def linear(self, name: str, shape: tuple[int, ...]) -> Any:
+        """The weight of a linear."""
+        return self(name, shape)
+
+    def stored(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The tensor as the base has it."""
         if name not in self.weights:
             raise Corrupt(f"{self.folder}: the weights lack {name}")
         tensor = self.weights[name]
@@ -138,7 +150,34 @@ class _Typed:
                 f"{self.folder}: {name} does not fit the configuration",
                 found=f"{list(tensor.shape)} where {list(shape)} is needed",
             )
-        return tensor.to(device=self.device, dtype=self.dtype)
+        return tensor
+
+
+class _Deferring(_Typed):
+    """The same, with the weights of linears read when they are multiplied with."""
+
+    roundtrip = False
+    """Whether they pass through nf4 and back."""
+
+    def linear(self, name: str, shape: tuple[int, ...]) -> Any:
+        return _Later(self, name, shape)
+
+
+@dataclass(frozen=True)
+class _Later:
+    """A weight of a base that is read when it is asked for, in fp32."""
+
+    source: _Deferring
+    name: str
+    shape: tuple[int, ...]
+    device = torch.device("cpu")
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def read(self) -> Tensor:
+        weight = self.source(self.name, self.shape)
+        return nf4_roundtrip(weight) if self.source.roundtrip else weight
 
 
 @torch.no_grad()
@@ -163,7 +202,7 @@ def _layer(number: int, source: _Typed, quantize: str) -> Layer:
 
     def linear(owner: str, parts: list[str], bias: bool) -> Linear:
         names = [f"{owner}.{part}" for part in parts]
-        weights = [source(f"{prefix}{name}.weight", shapes[name]) for name in names]
+        weights = [source.linear(f"{prefix}{name}.weight", shapes[name]) for name in names]
         biases = [source(f"{prefix}{name}.bias", shapes[name][:1]) for name in names if bias]
         return Linear(parts, weights, torch.cat(biases) if bias else None, quantize)
 

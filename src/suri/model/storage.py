@@ -1,6 +1,6 @@
 """How a frozen weight is stored and multiplied: dense, int8 or nf4, behind one interface."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, cast
 
 import torch
@@ -60,6 +60,38 @@ class Watched(Dense):
         largest = x.abs().amax(dim=0)
         self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
         return super().product(x)
+
+
+class Unread(Protocol):
+    """A weight [out, in] that is somewhere else until it is needed."""
+
+    device: torch.device
+
+    def __len__(self) -> int:
+        """Its rows."""
+        ...
+
+    def read(self) -> Tensor:
+        """The weight, which nobody else keeps."""
+        ...
+
+
+class Deferred(nn.Module):
+    """Frozen weights that are read for each product and let go after it."""
+
+    def __init__(self, weights: Sequence[Unread]) -> None:
+        super().__init__()
+        self.weights = weights
+
+    def product(self, x: Tensor) -> Tensor:
+        """As in Storage."""
+        return torch.cat([product(x, weight.read()) for weight in self.weights], dim=1)
+
+    def pullback(self, gradient: Tensor) -> Tensor:
+        """As in Storage."""
+        parts = gradient.split([len(weight) for weight in self.weights], dim=1)
+        pairs = zip(parts, self.weights, strict=True)
+        return torch.stack([product(part, w.read().t()) for part, w in pairs]).sum(dim=0)
 
 
 class Int8Weight(nn.Module):
@@ -212,8 +244,9 @@ def nf4_roundtrip(weight: Tensor) -> Tensor:
 IN_USE = {"none": "none", "int8": "none", "nf4": "nf4"}
 """How a base is stored in use by how it was stored in training. int8 makes training faster and
 belongs to no weights: what was learned is added to the base as it is."""
-STORAGE: dict[str, type[Dense] | type[Int8Weight] | type[Int8] | type[NF4]] = {
+STORAGE: dict[str, Callable[[Any], Storage]] = {
     "none": Dense,
+    "deferred": Deferred,
     "watched": Watched,
     "int8": Int8,
     "int8-weight": Int8Weight,
