@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from suri.errors import Corrupt
 from suri.files import read_json
+from suri.model.kernels import giving_memory_back
 
 
 @torch.no_grad()
@@ -39,7 +40,8 @@ def streamed_logits(folder: Path, texts: Sequence[Sequence[int]]) -> Tensor:
     longest = max(len(ids) for ids in texts)
     # Causal attention: what follows a text changes nothing in it, so no mask is needed.
     rows = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in texts])
-    logits = model(rows, use_cache=False).logits
+    with giving_memory_back():
+        logits = model(rows, use_cache=False).logits
     return torch.cat([row[: len(ids)] for row, ids in zip(logits, texts, strict=True)])
 
 
