@@ -141,3 +141,33 @@ def test_a_base_that_is_gone_says_how_to_give_one(tmp_path, adapter):
     write_json(gone / "adapter_config.json", settings)
     with pytest.raises(UsageError, match="nowhere"):
         open_merge(gone)
+
+
+@pytest.mark.parametrize("to", ["hf", "meta", "gguf"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_words_that_only_the_tokenizer_has_get_rows(to, tied, tmp_path):
+    """As the handout's `resize_token_embeddings`; each new row is the mean of the others."""
+    size = Tokenizer.from_file(str(write_tokenizer(tmp_path) / "tokenizer.json")).get_vocab_size()
+    base = make_base(tmp_path / "base", vocab_size=size, tie_word_embeddings=tied)
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    tokenizer.add_tokens([AddedToken("[PAD]", special=True), "alpaca", "vicuna"])
+    tokenizer.save(str(base / "tokenizer.json"))
+    adapter = make_adapter(tmp_path / "adapter", base)
+    model = merged_by_peft(base, adapter)
+    model.resize_token_embeddings(size + 3, mean_resizing=False)
+    write = {"hf": write_hf, "meta": write_meta, "gguf": write_gguf}[to]
+    certificate = write(base, adapter, tmp_path / "out", "float32")
+    assert certificate.record["added_words"] == 3
+    assert "3 more words" in certificate.notes[-1]
+    merge = open_merge(adapter)
+    found = read_tensors(tmp_path / "out", to, merge.base)
+    for name, tensor in found.items():
+        expected = model.state_dict()[name]
+        assert tensor.shape == expected.shape, name
+        assert torch.allclose(tensor[:size], expected[:size], atol=2e-6), name
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if name in found:
+            rows = found[name]
+            assert torch.allclose(rows[size:], rows[:size].mean(0).expand(3, -1), atol=1e-7)
+    if to == "hf":
+        assert read_json(tmp_path / "out" / "config.json")["vocab_size"] == size + 3

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -33,14 +33,21 @@ def silent(stage: str, done: int, total: int) -> None:
     """Report nothing."""
 
 
+BY_WORD = ("model.embed_tokens.weight", "lm_head.weight")
+"""The tensors with a row for each word."""
+
+
 class MergeBase(Mapping[str, Tensor]):
     """The frozen weights by HF name, each read when asked for; a tied head has no name of its own.
 
+    Where the tokenizer has more `words` than they have rows, the embedding and the head get as many
+    more, each the mean of the others, so that no token lies outside.
     With `dequantized` the linears pass through nf4 and back in fp32, as training used them.
     """
 
-    def __init__(self, folder: Path, *, dequantized: bool = False) -> None:
+    def __init__(self, folder: Path, *, dequantized: bool = False, words: int = 0) -> None:
         self.folder, self.config = folder, read_config(folder)
+        self.added = max(0, words - self.config.vocab_size)
         self._weights = open_weights(folder)
         self.files = self._weights.files
         check_layers(self._weights, self.config, folder)
@@ -56,9 +63,15 @@ class MergeBase(Mapping[str, Tensor]):
         self._roundtrip = set(linears) if dequantized else set()
         tied = {"lm_head.weight"} if self.config.tied_head else set()
         self._names = [name for name in self._weights if name not in tied]
+        if self.added:
+            raw = self.config.raw and self.config.raw | {"vocab_size": words}
+            self.config = replace(self.config, vocab_size=words, raw=raw)
 
     def __getitem__(self, name: str) -> Tensor:
         weight = self._weights[name]
+        if self.added and name in BY_WORD:
+            mean = weight.double().mean(dim=0).to(weight.dtype)
+            return torch.cat([weight, mean.expand(self.added, -1)])
         return nf4_roundtrip(weight.float()) if name in self._roundtrip else weight
 
     def __iter__(self) -> Iterator[str]:
@@ -69,7 +82,8 @@ class MergeBase(Mapping[str, Tensor]):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor; nothing is quantised to learn it."""
-        return self._weights.stored(name).shape
+        shape = self._weights.stored(name).shape
+        return (self.config.vocab_size, *shape[1:]) if self.added and name in BY_WORD else shape
 
     def dtype(self, name: str) -> torch.dtype:
         """The number format of a tensor as it is stored."""
@@ -159,9 +173,10 @@ def open_merge(
     _check_same_base(adapter, folder)
     trained_on_nf4 = adapter.base.get("quantize") == "nf4"
     quantize = "nf4" if trained_on_nf4 and merge_base == "dequantized" else "none"
-    base = MergeBase(folder, dequantized=quantize == "nf4")
-    adapter.check_fits(base.config)
     tokenizer = _tokenizer(folder, adapter_folder)
+    words = tokenizer.vocab_size if tokenizer else 0
+    base = MergeBase(folder, dequantized=quantize == "nf4", words=words)
+    adapter.check_fits(base.config)
     number, rounded_to = _numbers(dtype, to, base)
     return Merge(base, adapter, adapter_folder, number, quantize, tokenizer, rounded_to)
 

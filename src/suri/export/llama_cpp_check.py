@@ -40,7 +40,8 @@ def check_with_llama_cpp(
     if found.problem:
         return {"note": f"llama.cpp did not read the file: {found.problem}"}, ()
     limit = DIVERGENCE[merge.dtype_name]
-    divergence, same = mean_divergence(expected, found.logits), same_share(expected, found.logits)
+    logits = found.logits[:, : expected.shape[1]]
+    divergence, same = mean_divergence(expected, logits), same_share(expected, logits)
     checks = [Check("llama.cpp: KL divergence of the next token", divergence, limit)]
     if merge.dtype_name in SAME_SHARE:
         limit = SAME_SHARE[merge.dtype_name]
@@ -48,7 +49,7 @@ def check_with_llama_cpp(
         checks.append(Check(name, same, limit, at_least=True))
     record: dict[str, Any] = {
         "reader": found.reader,
-        "largest_difference": largest_difference(expected, found.logits),
+        "largest_difference": largest_difference(expected, logits),
         "same_likeliest": same,
     }
     if merge.tokenizer:
