@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "merging.json"
 CONFIG = {
@@ -115,6 +116,24 @@ model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
 merged = PeftModel.from_pretrained(model, sys.argv[2]).merge_and_unload()
 merged.save_pretrained(sys.argv[3])
 """
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as the documents show it."""
+    titles = {
+        "cp": "`cp -r`",
+        "fold": "the fold alone",
+        "read-back and hashes": "read back: targets, other tensors, hashes of base and result",
+        "suri merge --to hf": "`suri merge --to hf`, certified",
+        "suri merge --to meta": "`suri merge --to meta`, certified",
+        "PEFT merge_and_unload": "PEFT `merge_and_unload`, `save_pretrained`",
+    }
+    found = result["lines"]
+    return "\n".join(
+        f"| {title} | {found[name]['seconds']:.0f} | {found[name]['times cp']:.2f} "
+        f"| {found[name]['gb']:.2f} GB |"
+        for name, title in titles.items()
+    )
 
 
 def timed(command: list[str]) -> dict[str, float]:

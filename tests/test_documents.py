@@ -1,9 +1,11 @@
 """What the documents say of the project is true: paths, verbs, flags, recipes."""
 
+import importlib.util
 import json
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,14 +79,28 @@ def test_every_setting_explains_itself() -> None:
         assert re.search(rf"    {item.name}: .+\n    \"\"\"", source), item.name
 
 
-def test_the_readmes_figures_are_the_committed_ones() -> None:
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("demo", ROOT / "benchmarks" / "demo.py")
+def benchmark(name: str) -> Any:
+    """A script of the folder benchmarks, as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    demo = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(demo)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_figures_of_a_7b_merge_are_the_committed_ones() -> None:
+    result = json.loads((ROOT / "benchmarks" / "results" / "merging.json").read_text("utf-8"))
+    assert benchmark("merging").table(result) in (ROOT / "docs" / "merging.md").read_text("utf-8")
+    ours, peft = (result["lines"][n] for n in ("suri merge --to hf", "PEFT merge_and_unload"))
+    said = f"in {ours['seconds']:.0f} s within {ours['gb']:.1f} GB of memory"
+    other = f"PEFT takes {peft['seconds']:.0f} s and {peft['gb']:.1f} GB"
+    for words in (said, other):
+        assert words in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_readmes_figures_are_the_committed_ones() -> None:
+    demo = benchmark("demo")
     result = json.loads((ROOT / "benchmarks" / "results" / "demo.json").read_text("utf-8"))
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert demo.table(result) in text

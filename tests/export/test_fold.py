@@ -6,10 +6,16 @@ import pytest
 import torch
 from merges import make_adapter, make_base, merged_by_peft
 from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Tokenizer
 
+from conftest import write_tokenizer
 from suri.errors import Corrupt, UsageError
 from suri.export import fold as folding
 from suri.export.fold import MergeBase, fold, open_merge
+from suri.export.gguf import write_gguf
+from suri.export.hf import write_hf
+from suri.export.meta import write_meta
+from suri.export.readers import read_tensors
 from suri.files import read_json, write_json
 from suri.model.adapter import read_adapter, write_adapter
 from suri.model.weights import base_identity

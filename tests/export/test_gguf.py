@@ -15,6 +15,7 @@ from suri.data.records import Record
 from suri.errors import Corrupt, UsageError
 from suri.export import gguf, readers
 from suri.export.certify import verify
+from suri.export.fold import MergeBase
 from suri.export.gguf import write_gguf
 from suri.export.gguf_reader import rows_of_halves
 from suri.export.hf import write_hf
@@ -225,10 +226,15 @@ def test_wrong_weights_under_a_forged_checksum_fail_by_their_logits(base, adapte
 def test_without_transformers_suri_reads_it_back(base, adapter, tmp_path, monkeypatch):
     write_gguf(base, adapter, tmp_path / "merged", "float32")
     ids = [[5, 99, 7, 7, 23], [11, 3]]
-    _, expected = read_logits(tmp_path / "merged", "gguf", ids)
+    source = MergeBase(base)
+    _, expected = read_logits(tmp_path / "merged", "gguf", ids, source)
     monkeypatch.setattr(readers.importlib.util, "find_spec", lambda name: None)
-    reader, found = read_logits(tmp_path / "merged", "gguf", ids)
+    reader, found = read_logits(tmp_path / "merged", "gguf", ids, source)
     assert reader == "suri"
+    assert (found - expected).abs().max() < 1e-4
+    monkeypatch.setattr(readers, "LARGE_BYTES", 1000)
+    reader, found = read_logits(tmp_path / "merged", "gguf", ids, source)
+    assert reader == "suri, one weight at a time"
     assert (found - expected).abs().max() < 1e-4
 
 

@@ -6,6 +6,7 @@ from merges import IDS, KINDS, make_adapter, make_base, merged_by_peft, referenc
 
 from conftest import LLAMA3_ROPE
 from suri.export import readers
+from suri.export.fold import MergeBase
 from suri.export.hf import write_hf
 from suri.export.meta import write_meta
 from suri.export.readers import read_logits
@@ -24,13 +25,13 @@ def test_every_reader_gives_the_logits_of_pefts_merge(kind, tmp_path, monkeypatc
     expected = reference_logits(merged_by_peft(base, adapter))
     found = {}
     for to in ("hf", "meta"):
-        reader, logits = read_logits(tmp_path / to, to, IDS)
+        reader, logits = read_logits(tmp_path / to, to, IDS, MergeBase(base))
         found[reader.split()[0]] = logits
     monkeypatch.setattr(readers, "LARGE_BYTES", 1000)
-    reader, logits = read_logits(tmp_path / "hf", "hf", IDS)
+    reader, logits = read_logits(tmp_path / "hf", "hf", IDS, MergeBase(base))
     found[reader.partition(", ")[2]] = logits
     monkeypatch.setattr(readers.importlib.util, "find_spec", lambda name: None)
-    reader, logits = read_logits(tmp_path / "hf", "hf", IDS)
+    reader, logits = read_logits(tmp_path / "hf", "hf", IDS, MergeBase(base))
     found[reader] = logits
     assert set(found) == {"transformers", "meta_decoder", "one module at a time", "suri"}
     for name, logits in found.items():

@@ -135,7 +135,7 @@ def check_logits(merge: Merge, folder: Path, to: str) -> tuple[dict[str, Any], t
     """Who read the folder from disk, and its logits against base + unmerged adapter in fp32."""
     texts = probe_ids(merge)
     expected = source_logits(merge, texts)
-    reader, found = read_logits(folder, to, texts)
+    reader, found = read_logits(folder, to, texts, merge.base)
     found = found[:, : expected.shape[1]]  # words that only the tokenizer has were added
     checks = compare_logits(expected, found, merge.dtype_name)
     if to != "gguf":

@@ -50,16 +50,22 @@ def misplaced(folder: Path) -> int | None:
     return len(said ^ found)
 
 
-def read_logits(folder: Path, to: str, texts: Texts) -> tuple[str, Tensor]:
+def read_logits(folder: Path, to: str, texts: Texts, base: MergeBase) -> tuple[str, Tensor]:
     """The reader's name and fp32 logits [T, vocab] of token-id lists, one after the other.
 
     Meta folders are read by `meta_decoder`, HF and GGUF folders by transformers; where that is
-    not installed, by Suri's own decoder, and the name says so.
+    not installed, and large GGUF files that it holds as a whole, by Suri's own decoder with the
+    configuration of `base`, and the name says so.
     """
     settle()
     if to == "meta":
         return "meta_decoder", MetaDecoder(folder).logits(texts)
-    large = sum(file.stat().st_size for file in folder.glob("*.safetensors")) > LARGE_BYTES
+    files = [*folder.glob("*.safetensors"), *folder.glob(GGUF_FILE)]
+    large = sum(file.stat().st_size for file in files) > LARGE_BYTES
+    if large and to == "gguf":
+        weights = GgufTensors(folder, base.config, list(base))
+        found = layered_logits(base.folder, texts, weights=weights, config=base.config)
+        return "suri, one weight at a time", found
     if large and to == "hf" and importlib.util.find_spec("accelerate"):
         return _transformers("one module at a time"), streamed_logits(folder, texts)
     if importlib.util.find_spec("transformers") and not large:

@@ -88,12 +88,13 @@ def layered_logits(
     quantize: str = "none",
     adapter: Adapter | None = None,
     weights: Mapping[str, Tensor] | None = None,
+    config: ModelConfig | None = None,
 ) -> Tensor:
     """fp32 logits [T, vocab] of token-id lists, one after the other, T tokens in all.
 
     As `load_decoder`'s decoder gives them, with one weight in memory at a time.
     """
-    config, ids = read_config(folder), torch.tensor([i for text in texts for i in text])
+    config, ids = config or read_config(folder), torch.tensor([i for text in texts for i in text])
     source = _Deferring(weights or open_weights(folder), config, folder, torch.float32, "cpu")
     source.roundtrip = quantize == "nf4"
     lengths = [len(text) for text in texts]
