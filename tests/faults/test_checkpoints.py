@@ -163,6 +163,6 @@ def test_twenty_kills_at_random_moments_end_in_the_same_adapter(mine, whole):
     soak(mine, whole, 20, seed=5)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_hundred_kills_end_in_the_same_adapter(mine, whole):
     assert soak(mine, whole, 200, seed=6) >= 1

@@ -68,7 +68,7 @@ def test_damaged_files_are_refused_or_read_whole(formats, name: str, how: str) -
     trial.finish()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("how", DAMAGE)
 @pytest.mark.parametrize("name", FORMATS + REPORTS)
 def test_many_more_damaged_files_are_refused_or_read_whole(formats, name: str, how: str) -> None:
