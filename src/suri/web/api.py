@@ -243,7 +243,9 @@ def build_app(
         Route("/health", api.health),
         Route("/metrics", api.show_metrics),
     ]
-    handlers: dict[Any, Any] = {Refusal: _refuse, HTTPException: _refuse_path}
+    handlers: dict[Any, Any] = {
+        Refusal: _refuse, HTTPException: _refuse_path, Exception: _fail,
+    }  # fmt: skip
     app = Starlette(routes=routes, exception_handlers=handlers)
     return Guard(app, metrics, limits.most_requests, host, password), api
 
@@ -255,3 +257,7 @@ async def _refuse(_: Request, problem: Refusal) -> Response:
 async def _refuse_path(request: Request, problem: HTTPException) -> Response:
     said = f"{request.method} {request.url.path[:200]}: {problem.detail}"
     return refused(Refusal(problem.status_code, said))
+
+
+async def _fail(_: Request, __: Exception) -> Response:
+    return refused(Refusal(500, "a fault of the server's; its log has the details"))

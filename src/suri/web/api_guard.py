@@ -17,6 +17,8 @@ from suri.web.doors import is_loopback
 MOST_BYTES = 1_000_000
 BODY_SECONDS = 30.0
 """Within which a body must have come."""
+SEND_SECONDS = 60.0
+"""Within which a client must take what it is sent; else it is left."""
 RETRY_SECONDS = 2
 
 
@@ -44,10 +46,13 @@ class Guard:
             if message["type"] == "http.response.start":
                 label = f'status="{message["status"]}"'
                 self.metrics.add("suri_requests_total", label=label)
-            await send(message)
+            async with asyncio.timeout(SEND_SECONDS):
+                await send(message)
 
         try:
             await self._let_in(scope, receive, counting)
+        except TimeoutError:  # the server closes the connection
+            self.metrics.add("suri_clients_left_total")
         finally:
             self.metrics.add("suri_request_seconds_sum", time.perf_counter() - began)
             self.metrics.add("suri_request_seconds_count")

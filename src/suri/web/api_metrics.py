@@ -7,6 +7,7 @@ KINDS = {
     "suri_requests_total": ("counter", "Requests answered, by status."),
     "suri_request_seconds_sum": ("counter", "Seconds from each request to the end of its answer."),
     "suri_request_seconds_count": ("counter", "Requests that those seconds are of."),
+    "suri_clients_left_total": ("counter", "Clients that took none of their answer for a minute."),
     "suri_prompt_tokens_total": ("counter", "Tokens of prompts that were read."),
     "suri_completion_tokens_total": ("counter", "Tokens written."),
     "suri_generation_seconds_total": ("counter", "Seconds in which the model was at work."),

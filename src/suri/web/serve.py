@@ -10,6 +10,8 @@ from suri.infer.served import Served
 from suri.web.api import Limits, build_app
 
 BACKLOG = 256
+MOST_CONNECTIONS = 500
+"""Idle ones among them; whoever comes then gets a 503."""
 GRACE_SECONDS = 3
 
 
@@ -36,6 +38,7 @@ def serve_api(
         forwarded_allow_ips="",
         server_header=False,
         workers=1,
+        limit_concurrency=MOST_CONNECTIONS,
         env_file=None,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=GRACE_SECONDS,
