@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -434,6 +435,22 @@ def test_a_full_queue_is_said_while_others_are_answered(wide, endless, tmp_path)
             assert chat(patient).choices[0].message.content
 
 
+def test_ctrl_c_ends_it_also_while_it_answers(wide, endless, tmp_path):
+    with (
+        api_server(tmp_path, str(wide), "--max_tokens", "3000") as server,
+        official(server) as client,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        answers = [pool.submit(chat, client, **endless) for _ in range(4)]
+        until(lambda: metric(server, "suri_running") > 0)
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(20) == 130
+        assert "stopped" in server.log.read_text()
+        for answer in answers:  # all of it, or told that it is none
+            ended = answer.exception()
+            assert ended is None or isinstance(ended, openai.APIError)
+
+
 def test_other_machines_need_the_password(wide, tmp_path):
     words = (str(wide), "--server_name", "0.0.0.0", "--password", "fleece")
     with api_server(tmp_path, *words) as server:
@@ -458,13 +475,14 @@ def test_fifty_clients_get_the_answers_of_one(server, client):
         return chat(client, messages=messages, max_tokens=40, **sampled).choices[0].message.content
 
     alone = [ask(number) for number in range(50)]
-    before, batches = _resident(server.pid), metric(server, "suri_batches_total")
+    before, batches = _resident(server.process.pid), metric(server, "suri_batches_total")
     with ThreadPoolExecutor(50) as pool:
         for _ in range(3):
             assert list(pool.map(ask, range(50))) == alone
     assert metric(server, "suri_batches_total") - batches < 100  # of 150 requests
-    assert _resident(server.pid) < before + 60e6
-    assert metric(server, "suri_queue_length") == metric(server, "suri_running") == 0
+    assert _resident(server.process.pid) < before + 60e6
+    until(lambda: metric(server, "suri_running") == 0)
+    assert metric(server, "suri_queue_length") == 0
 
 
 def _resident(pid):

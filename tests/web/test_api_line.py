@@ -90,6 +90,21 @@ def test_who_waits_and_leaves_is_never_answered(served, line):
     assert not second.parts
 
 
+def test_the_end_is_told_to_all(served):
+    line = Line(served, Metrics())
+    first, go = holding(served, line)
+    second, third = Reader(served, "Second"), Reader(served, "Third")
+    line.join(second.job)
+    line.end()
+    assert second.finish() == "error"
+    go.set()
+    assert first.finish() == "error"
+    assert first.job.tokens < 60
+    line.join(third.job)
+    assert third.finish() == "error"
+    line.close()
+
+
 def test_what_waits_and_is_alike_is_answered_together_in_turn(served, line):
     _, go = holding(served, line)
     greedy = [Reader(served, f"Greedy {n}", max_new_tokens=5 + n) for n in range(MOST_ROWS + 2)]

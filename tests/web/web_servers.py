@@ -37,7 +37,7 @@ def api_server(folder: Path, *words: str):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, "waited in vain"
             time.sleep(0.05)
-        yield SimpleNamespace(address=found[1], pid=process.pid, log=log)
+        yield SimpleNamespace(address=found[1], process=process, log=log)
     finally:
         process.terminate()
         process.wait()

@@ -86,7 +86,7 @@ class Api:
         async with parts.open() as coming:
             pieces = [part async for part in coming]
         if pieces[-1].finish == "error":
-            raise Refusal(500, "the model could not answer; the server's log says why")
+            raise parts.problem()
         text = "".join(part.text for part in pieces)
         return JSONResponse(form.whole(text, pieces[-1].finish, parts.job.tokens))
 
@@ -148,6 +148,12 @@ class _Parts:
         finally:
             watch.cancel()
             self.api.line.leave(self.job)
+
+    def problem(self) -> Refusal:
+        """Why the answer is none."""
+        if self.api.line.closed:
+            return Refusal(503, "the server is ending")
+        return Refusal(500, "the model could not answer; the server's log says why")
 
     async def _all(self) -> AsyncIterator[Part]:
         while True:
@@ -214,7 +220,7 @@ async def _events(parts: _Parts, form: Form) -> AsyncIterator[str]:
             yield _event(form.chunk("", first=True))
         async for part in coming:
             if part.finish == "error":
-                yield _event(Refusal(500, "the model could not go on").body())
+                yield _event(parts.problem().body())
                 return
             if part.text:
                 yield _event(form.chunk(part.text))

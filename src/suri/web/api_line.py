@@ -101,9 +101,12 @@ class Line:
     def join(self, job: Job) -> None:
         """Wait behind all others."""
         with self.changed:
-            self.waiting.append(job)
-            self._count()
-            self.changed.notify()
+            if not self.closed:
+                self.waiting.append(job)
+                self._count()
+                self.changed.notify()
+                return
+        job.end("error")
 
     def leave(self, job: Job) -> None:
         """Nobody reads the answer any more: it ends within a token, or never begins."""
@@ -113,13 +116,22 @@ class Line:
                 self.waiting.remove(job)
             self._count()
 
-    def close(self) -> None:
-        """End all answers and the thread."""
+    def end(self) -> None:
+        """End all answers within a token, as errors, and take no more."""
         with self.changed:
             self.closed = True
-            for job in [*self.waiting, *self.running]:
+            left = list(self.waiting)
+            self.waiting.clear()
+            for job in self.running:
                 job.stop.set()
+            self._count()
             self.changed.notify()
+        for job in left:
+            job.end("error")
+
+    def close(self) -> None:
+        """End all answers and the thread."""
+        self.end()
         self.thread.join()
 
     def _count(self) -> None:
@@ -168,4 +180,4 @@ class Line:
             batch[row].take(token, eos_id)
             self.metrics.add("suri_completion_tokens_total", int(token != eos_id))
         for job in batch:
-            job.end("gone" if job.stop.is_set() else "length")
+            job.end("error" if self.closed else "gone" if job.stop.is_set() else "length")

@@ -8,11 +8,12 @@ import uvicorn
 from suri.errors import UsageError
 from suri.infer.served import Served
 from suri.web.api import Limits, build_app
+from suri.web.api_line import Line
 
 BACKLOG = 256
 MOST_CONNECTIONS = 500
 """Idle ones among them; whoever comes then gets a 503."""
-GRACE_SECONDS = 3
+GRACE_SECONDS = 10
 
 
 def serve_api(
@@ -45,9 +46,22 @@ def serve_api(
     )
     print(how_to_ask(served, f"http://{host}:{listener.getsockname()[1]}", password), flush=True)
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        _Server(config, api.line).run(sockets=[listener])
     finally:
         api.line.close()
+
+
+class _Server(uvicorn.Server):
+    """Ends answers under way when it is to end, instead of waiting for them."""
+
+    def __init__(self, config: uvicorn.Config, line: Line) -> None:
+        super().__init__(config)
+        self.line = line
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, with the answers first."""
+        self.line.end()
+        await super().shutdown(sockets)
 
 
 def _listen(server_name: str, port: int) -> socket.socket:
