@@ -1,6 +1,7 @@
 """Answers equal those of transformers, and do not depend on what they are batched with."""
 
 from collections import Counter
+from dataclasses import replace
 from threading import Event
 
 import pytest
@@ -12,7 +13,7 @@ from suri.data.prompt import find_prompt
 from suri.data.records import Record
 from suri.errors import UsageError
 from suri.infer import generate as module
-from suri.infer.generate import Generated, generate, stream
+from suri.infer.generate import Generated, fit_together, generate, stream, stream_together
 from suri.model.load import load_decoder
 from suri.model.tokenizer import read_tokenizer
 from suri.recipe import Decoding
@@ -119,6 +120,31 @@ def test_batched_equals_one_by_one(decoder, prompts, decoding, monkeypatch):
     assert together == alone
     monkeypatch.setattr(module, "CACHE_BYTES", 60 * 2 * 3 * 2 * 10 * 4)  # about 60 tokens
     assert generate(decoder, prompts, EOS, decoding) == alone
+
+
+@pytest.mark.parametrize("decoding", [LONG, SAMPLED], ids=["greedy", "sampled"])
+def test_rows_of_different_seeds_and_lengths_are_what_they_are_alone(decoder, prompts, decoding):
+    own = [replace(decoding, seed=n % 3, max_new_tokens=4 + 2 * n) for n in range(len(prompts))]
+    alone = [
+        list(stream(decoder, prompt, -1, each)) for prompt, each in zip(prompts, own, strict=True)
+    ]
+    found, stops = [[] for _ in prompts], [Event() for _ in prompts]
+    for row, token in stream_together(decoder, prompts, -1, own, stops):
+        found[row].append(token)
+    assert found == alone
+    stopped = [[] for _ in prompts]
+    for row, token in stream_together(decoder, prompts, -1, own, stops):
+        stopped[row].append(token)
+        if row == 5 and len(stopped[5]) == 2:
+            stops[5].set()
+    assert stopped == [ids[:2] if row == 5 else ids for row, ids in enumerate(alone)]
+
+
+def test_rows_fit_together_by_the_memory_of_all(decoder, monkeypatch):
+    monkeypatch.setattr(module, "CACHE_BYTES", 60 * 2 * 3 * 2 * 10 * 4)  # about 60 tokens
+    assert fit_together(decoder, [90])
+    assert fit_together(decoder, [30, 7])
+    assert not fit_together(decoder, [31, 7])
 
 
 def test_batches_hold_every_row_once_and_stay_bounded():

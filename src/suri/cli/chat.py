@@ -1,6 +1,5 @@
 """`suri chat` and alpaca-lora's generate.py open the page; `suri generate` answers a file."""
 
-import ipaddress
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from suri.data.records import Record, read_records
 from suri.errors import UsageError
 from suri.files import make_folder, write_text
 from suri.recipe import EMBEDDED, Decoding
+from suri.web.doors import refuse_open_door
 
 if TYPE_CHECKING:
     from suri.infer.engines import Model
@@ -71,9 +71,9 @@ class File:
 
 
 def run_page(argv: list[str]) -> None:
-    """Parse `suri chat`, `suri serve` or alpaca-lora's generate.py, and serve until interrupted."""
+    """Parse `suri chat` or alpaca-lora's generate.py, and serve until interrupted."""
     page = parse(Page, argv, "suri chat")
-    _refuse_open_door(page)
+    refuse_open_door("page", page.server_name, page.password, share=page.share_gradio)
     open_page = _page_opener()
     base, adapter = _names(page)
     open_page(
@@ -119,10 +119,12 @@ def _answers(
 
 
 def _names(page: Page) -> tuple[str, str]:
+    return model_names(page.model, page.base_model, page.lora_weights)
+
+
+def model_names(model: str, base: str, adapter: str) -> tuple[str, str]:
     """The model to open and the adapter on it, from MODEL, --base_model and --lora_weights."""
-    model, base, adapter = (
-        name.strip() for name in (page.model, page.base_model, page.lora_weights)
-    )
+    model, base, adapter = (name.strip() for name in (model, base, adapter))
     if model and base and adapter:
         raise UsageError(
             f"three models are named: {model}, {base} and {adapter}",
@@ -131,24 +133,6 @@ def _names(page: Page) -> tuple[str, str]:
     if base:
         return base, adapter or model
     return (model, adapter) if model else (adapter or EMBEDDED, "")
-
-
-def _refuse_open_door(page: Page) -> None:
-    """Without a password the page is for this machine alone."""
-    if page.password or not (page.share_gradio or not _is_loopback(page.server_name)):
-        return
-    reach = "through a public link" if page.share_gradio else f"on {page.server_name}"
-    raise UsageError(
-        f"the page would be open to everybody who reaches it {reach}",
-        do="add --password WORD, or leave out --server_name and --share_gradio",
-    )
-
-
-def _is_loopback(name: str) -> bool:
-    try:
-        return name == "localhost" or ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def _page_opener() -> Any:

@@ -15,6 +15,7 @@ VERBS = {
     "train": ("train:run", "fine-tune a model with LoRA or QLoRA"),
     "fit": ("fit:run", "whether a training fits, here or elsewhere, and how long it takes"),
     "chat": ("chat:run_page", "open a page in the browser and talk to a model"),
+    "serve": ("serve:run", "answer HTTP requests as OpenAI's API does"),
     "generate": ("chat:run_generate", "answer a file of instructions"),
     "merge": (
         "merge:run_merge",
@@ -37,7 +38,7 @@ THREADS = {
 microseconds, then asleep. Spinning on starves everybody on a shared or virtual machine; sleeping at
 once makes the thousands of small operations of a step a fifth slower. And for how many shapes
 oneDNN keeps the code that it made: with its own 1,024, memory grew by 10 MB a micro-batch."""
-HIDDEN = {"finetune": "train:run_finetune", "serve": "chat:run_page"}
+HIDDEN = {"finetune": "train:run_finetune"}
 
 
 def main(argv: list[str] | None = None) -> None:

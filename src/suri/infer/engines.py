@@ -14,6 +14,7 @@ from suri.data.prompt import Prompt, read_prompt
 from suri.data.records import Record
 from suri.errors import UsageError
 from suri.infer.engine import DecoderEngine, Engine
+from suri.infer.pieces import Pieces
 from suri.model.adapter import is_adapter, read_adapter
 from suri.model.config import read_config
 from suri.model.gguf_base import gguf_file
@@ -24,9 +25,6 @@ from suri.model.weights import base_identity, find_base, recorded_base
 from suri.recipe import EMBEDDED, Decoding
 
 log = logging.getLogger(__name__)
-
-HALF_A_CHARACTER = "\ufffd"
-"""What decoding gives for bytes that are no whole character, yet."""
 
 
 @dataclass(frozen=True)
@@ -62,18 +60,13 @@ class Model:
 
         A piece is empty while a character of several tokens is incomplete.
         """
-        ids: list[int] = []
-        shown = text = ""
+        pieces = Pieces(self.tokenizer)
         for token in self.engine.stream(
             self._ids(record), self.tokenizer.eos_id, decoding, stop=stop
         ):
-            ids.append(token)
-            text = self.tokenizer.decode(ids)
-            ready = shown if text.endswith(HALF_A_CHARACTER) else text
-            yield ready[len(shown) :]
-            shown = ready
-        if text != shown:
-            yield text[len(shown) :]
+            yield pieces.take(token)
+        if rest := pieces.rest():
+            yield rest
 
     def _ids(self, record: Record) -> list[int]:
         return [int(token) for token in encode_prompt(record, self.tokenizer, self.prompt)]
@@ -100,10 +93,10 @@ def open_model(
     Raises UsageError for no such folder, neither model nor adapter, or an adapter for another
     base; Corrupt for a file that is not what its format says.
     """
-    base, adapter_folder = _places(model.strip(), lora_weights.strip())
+    base, adapter_folder = find_places(model.strip(), lora_weights.strip())
     adapter = read_adapter(adapter_folder) if adapter_folder else None
     recorded = adapter.base if adapter else {}
-    _warn_of_other_base(base, recorded)
+    warn_of_other_base(base, recorded)
     trained_on = quantize or recorded.get("quantize") or "none"
     storage = "int8-weight" if load_8bit else IN_USE[trained_on]
     place = choose_device(device)
@@ -130,7 +123,7 @@ def open_model(
     )
 
 
-def _places(model: str, lora_weights: str) -> tuple[Path, Path | None]:
+def find_places(model: str, lora_weights: str) -> tuple[Path, Path | None]:
     """The folders of the base and of the adapter, if there is one."""
     if lora_weights:
         return find_base(model), Path(lora_weights).expanduser()
@@ -152,7 +145,7 @@ def _is_model(folder: Path) -> bool:
     return any((folder / name).is_file() for name in names) or gguf_file(folder) is not None
 
 
-def _warn_of_other_base(base: Path, recorded: dict[str, Any]) -> None:
+def warn_of_other_base(base: Path, recorded: dict[str, Any]) -> None:
     """Say it when an adapter meets other weights than it was trained on, as far as one can see.
 
     A copy in another dtype differs too and is of use, so this is no error.

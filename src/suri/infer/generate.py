@@ -1,11 +1,12 @@
 """Answering prompts with a decoder: greedy, sampled or by beams, many at once or as a stream."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from suri.errors import UsageError
 from suri.infer.choose import choose, draw_numbers, penalise
@@ -71,6 +72,30 @@ def stream(
             yield token
 
 
+def stream_together(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    eos_id: int,
+    decodings: Sequence[Decoding],
+    stops: Sequence[Event],
+) -> Iterator[tuple[int, int]]:
+    """Yield (row, token) of several answers that grow together, the end-of-text tokens included.
+
+    Each row's tokens are those it has alone. The decodings may differ in seed and max_new_tokens
+    and have no beams; each row has its own stop. The caller sees to it that the rows fit together.
+    """
+    assert len({replace(each, seed=0, max_new_tokens=1) for each in decodings}) == 1
+    texts = [[int(token) for token in prompt] for prompt in prompts]
+    rows = list(zip(texts, decodings, strict=True))
+    limits = [_room(decoder.config, text, decoding) for text, decoding in rows]
+    return _one_each(decoder, texts, limits, eos_id, decodings, stops)
+
+
+def fit_together(decoder: Decoder, capacities: Sequence[int]) -> bool:
+    """Whether rows of so many tokens, prompt and answer, are held in memory at once."""
+    return len(capacities) == 1 or len(capacities) * max(capacities) <= _most_tokens(decoder)
+
+
 def _tokens(
     decoder: Decoder,
     texts: list[list[int]],
@@ -82,7 +107,8 @@ def _tokens(
     """Yield (row, token) of all answers, the end-of-text token included."""
     stop = stop or Event()
     if decoding.num_beams == 1:
-        yield from _one_each(decoder, texts, limits, eos_id, decoding, stop)
+        same, stops = [decoding] * len(texts), [stop] * len(texts)
+        yield from _one_each(decoder, texts, limits, eos_id, same, stops)
         return
     for row, (text, limit) in enumerate(zip(texts, limits, strict=True)):
         for token in _best_beam(decoder, text, limit, eos_id, decoding, stop):
@@ -95,17 +121,18 @@ def _one_each(
     prompts: list[list[int]],
     limits: list[int],
     eos_id: int,
-    decoding: Decoding,
-    stop: Event,
+    decodings: Sequence[Decoding],
+    stops: Sequence[Event],
 ) -> Iterator[tuple[int, int]]:
     """All prompts as one stream, then one token per unfinished row and step."""
+    decoding = decodings[0]
     texts = [list(prompt) for prompt in prompts]
     live = list(range(len(texts)))
     cache = _new_cache(decoder, texts, limits)
-    draws = draw_numbers(prompts, decoding).to(decoder.embedding.device)
+    draws = _draws(prompts, decodings).to(decoder.embedding.device)
     scores = _read(decoder, cache, texts)
     for step in range(max(limits)):
-        if stop.is_set():
+        if all(stops[row].is_set() for row in live):
             return
         scores = penalise(scores, [texts[row] for row in live], decoding.repetition_penalty)
         tokens = choose(scores, decoding, draws[live, step]).tolist()
@@ -115,13 +142,20 @@ def _one_each(
         going = [
             place
             for place, (row, token) in enumerate(zip(live, tokens, strict=True))
-            if token != eos_id and step + 1 < limits[row]
+            if token != eos_id and step + 1 < limits[row] and not stops[row].is_set()
         ]
-        if not going or stop.is_set():
+        if not going:
             return
         cache.keep(going)
         live = [live[place] for place in going]
         scores = _read(decoder, cache, [[tokens[place]] for place in going])
+
+
+def _draws(prompts: list[list[int]], decodings: Sequence[Decoding]) -> Tensor:
+    """Each row's numbers as it draws them alone, [rows, the most tokens of a row]."""
+    rows = zip(prompts, decodings, strict=True)
+    drawn = [draw_numbers([prompt], decoding)[0] for prompt, decoding in rows]
+    return pad_sequence(drawn, batch_first=True)
 
 
 @dataclass(frozen=True)

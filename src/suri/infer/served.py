@@ -1,0 +1,132 @@
+"""One base in memory with any number of adapters over it, each a model of its own by name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from suri.data.chat_template import ChatPrompt
+from suri.data.prompt import Prompt, find_prompt, read_prompt
+from suri.errors import UsageError
+from suri.infer.engine import DecoderEngine
+from suri.infer.engines import find_places, open_model, warn_of_other_base
+from suri.model.adapter import Adapter, read_adapter
+from suri.model.decoder import Decoder
+from suri.model.linear import Linear, LowRank
+from suri.model.tokenizer import Tokenizer
+
+Placed = list[tuple[Linear, str, LowRank]]
+"""An adapter's pairs, and where each belongs."""
+
+
+@dataclass(frozen=True)
+class Voice:
+    """One of the models: its prompt, its adapter's pairs (none: the base), and its folder."""
+
+    prompt: Prompt
+    pairs: Placed
+    folder: Path
+
+
+class Served:
+    """A decoder that answers as one of its voices at a time; `default` is the model asked for."""
+
+    def __init__(
+        self, decoder: Decoder, tokenizer: Tokenizer, voices: Mapping[str, Voice], default: str
+    ) -> None:
+        self.decoder, self.tokenizer = decoder, tokenizer
+        self.voices, self.default = dict(voices), default
+
+    def become(self, name: str) -> None:
+        """Put this voice's pairs, and no others, into the decoder; nothing is copied.
+
+        Only one thread may use the decoder.
+        """
+        for _, linear, part in self.decoder.linears():
+            if part in linear.pairs:
+                del linear.pairs[part]
+        for linear, part, pair in self.voices[name].pairs:
+            linear.pairs[part] = pair
+
+
+def open_served(
+    model: str, *, lora_weights: str = "", adapters: Mapping[str, str] | None = None,
+    load_8bit: bool = False, device: str = "auto", prompt: str = "",
+) -> Served:  # fmt: skip
+    """Open a base once, and over it the adapter of `model` or `lora_weights` and all `adapters`.
+
+    `prompt` names a template for all of them; otherwise each has its own. Raises UsageError where
+    two have one name, or where adapters were trained on the base in different storage.
+    """
+    base, own = find_places(model.strip(), lora_weights.strip())
+    folders = {name: Path(folder).expanduser() for name, folder in (adapters or {}).items()}
+    if own:
+        folders = _with_own(own, folders)
+    read = {name: read_adapter(folder) for name, folder in folders.items()}
+    opened = open_model(
+        str(base),
+        lora_weights=str(own or ""),
+        load_8bit=load_8bit,
+        quantize=_storage(read, load_8bit),
+        device=device,
+    )
+    assert isinstance(opened.engine, DecoderEngine)
+    decoder = opened.engine.decoder
+    given = find_prompt(prompt, opened.tokenizer) if prompt else None
+    alone = model.strip() if not own or lora_weights.strip() else ""
+    name = _name_of_base(base, alone, next(iter(read.values())) if own else None)
+    name += "-base" * (name in folders)
+    voices = {name: Voice(given or read_prompt(base), [], base)}
+    for each, folder in folders.items():
+        warn_of_other_base(base, read[each].base)
+        pairs = _placed(decoder, read[each])
+        voices[each] = Voice(given or read_prompt(folder), pairs, folder)
+    served = Served(decoder, opened.tokenizer, voices, next(iter(folders)) if own else name)
+    served.become(served.default)
+    return served
+
+
+def check_prompt(name: str) -> None:
+    """Tell of a wrong template before gigabytes are read."""
+    if name and name != ChatPrompt.name:
+        find_prompt(name)
+
+
+def _name_of_base(base: Path, asked: str, adapter: Adapter | None) -> str:
+    """The base as people know it: as asked for, as the adapter recorded it, or by its folder."""
+    if asked:
+        return asked if not Path(asked).expanduser().exists() else Path(asked).resolve().name
+    recorded = str(adapter.base.get("name") or "") if adapter else ""
+    return Path(recorded).name or base.resolve().name
+
+
+def _with_own(own: Path, folders: dict[str, Path]) -> dict[str, Path]:
+    name = own.resolve().name
+    if name in folders:
+        raise UsageError(
+            f"two adapters are called {name}", do="give the other one by another --adapter NAME"
+        )
+    return {name: own} | folders
+
+
+def _storage(adapters: Mapping[str, Adapter], load_8bit: bool) -> str | None:
+    """How the base is stored: as in the adapters' training, where they agree."""
+    storages = {each.base.get("quantize") or "none" for each in adapters.values()}
+    if len(storages) > 1 and not load_8bit:
+        raise UsageError(
+            "these adapters were trained on a base in different storage",
+            found=", ".join(sorted(storages)),
+            do="serve them apart, or all over an int8 base: --load_8bit",
+        )
+    return storages.pop() if storages else None
+
+
+def _placed(decoder: Decoder, adapter: Adapter) -> Placed:
+    """The adapter's pairs for this decoder, which is left without them."""
+    adapter.check_fits(decoder.config)
+    placed: Placed = []
+    for number, (name, linear, part) in enumerate(decoder.linears()):
+        if name in adapter.tensors:
+            pair = adapter.attach_to(name, linear, part, number)
+            placed.append((linear, part, pair.requires_grad_(False)))
+            del linear.pairs[part]
+    return placed

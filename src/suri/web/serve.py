@@ -1,0 +1,112 @@
+"""Runs the API on a port until it is interrupted, and tells how to ask it."""
+
+import json
+import socket
+
+import uvicorn
+
+from suri.errors import UsageError
+from suri.infer.served import Served
+from suri.web.api import Limits, build_app
+from suri.web.api_line import Line
+
+BACKLOG = 256
+MOST_CONNECTIONS = 500
+"""Idle ones among them; whoever comes then gets a 503."""
+GRACE_SECONDS = 10
+
+
+def serve_api(
+    served: Served, limits: Limits, *, server_name: str, port: int, password: str
+) -> None:
+    """Serve until interrupted; port 0 is any free one.
+
+    Raises UsageError when the address cannot be used.
+    """
+    listener = _listen(server_name, port)
+    host = f"[{server_name}]" if ":" in server_name else server_name
+    app, api = build_app(served, limits, host=server_name, password=password)
+    # Everything that uvicorn would take from the environment is said here.
+    config = uvicorn.Config(
+        app,
+        loop="asyncio",
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        forwarded_allow_ips="",
+        server_header=False,
+        workers=1,
+        limit_concurrency=MOST_CONNECTIONS,
+        env_file=None,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    print(how_to_ask(served, f"http://{host}:{listener.getsockname()[1]}", password), flush=True)
+    try:
+        _Server(config, api.line).run(sockets=[listener])
+    finally:
+        api.line.close()
+
+
+class _Server(uvicorn.Server):
+    """Ends answers under way when it is to end, instead of waiting for them."""
+
+    def __init__(self, config: uvicorn.Config, line: Line) -> None:
+        super().__init__(config)
+        self.line = line
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, with the answers first."""
+        self.line.end()
+        await super().shutdown(sockets)
+
+
+def _listen(server_name: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in server_name else socket.AF_INET
+    try:
+        return socket.create_server((server_name, port), family=family, backlog=BACKLOG)
+    except (OSError, OverflowError) as problem:
+        raise UsageError(
+            f"the API cannot be served on {server_name}:{port}",
+            found=str(problem).splitlines()[0],
+            do=f"choose another port: --port {port + 1}",
+        ) from None
+
+
+def how_to_ask(served: Served, address: str, password: str) -> str:
+    """Commands to copy; the password itself is not shown."""
+    key = "PASSWORD" if password else "none"
+    header = f"-H 'Authorization: Bearer {key}' " if password else ""
+    body = {"model": served.default, "messages": [{"role": "user", "content": "Say hello."}]}
+    return f"""Suri answers at {address}  (Ctrl-C ends it)
+models: {", ".join(served.voices)}
+
+  curl {address}/v1/chat/completions {header}-H 'Content-Type: application/json' \\
+    -d '{json.dumps(body, ensure_ascii=False)}'
+
+  from openai import OpenAI
+  client = OpenAI(base_url="{address}/v1", api_key="{key}")
+  answer = client.chat.completions.create(**{body})
+
+For many users, the same by vLLM on a GPU:
+  {vllm_command(served)}
+"""
+
+
+def vllm_command(served: Served) -> str:
+    """The command by which vLLM serves the same base and adapters."""
+    base = next(voice.folder for voice in served.voices.values() if not voice.pairs)
+    adapters = {name: voice for name, voice in served.voices.items() if voice.pairs}
+    command = f"vllm serve {base}"
+    if adapters:
+        named = " ".join(f"{name}={voice.folder}" for name, voice in adapters.items())
+        ranks = [len(pair.a) for voice in adapters.values() for *_, pair in voice.pairs]
+        sizes = (8, 16, 32, 64, 128, 256, 320, 512)
+        rank = next((size for size in sizes if size >= max(ranks)), max(ranks))
+        command += f" --enable-lora --max-lora-rank {rank} --lora-modules {named}"
+    else:
+        command += f" --served-model-name {served.default}"
+    return command
