@@ -132,6 +132,7 @@ def append_json_line(path: Path, value: dict[str, Any]) -> None:
     """Append one record to a JSON-lines file and hand it to the system at once."""
     with path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    fault("append")
 
 
 @contextmanager

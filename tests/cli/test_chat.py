@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
-from suri.cli.chat import Page, _names, run_generate, run_page
+from faults.children import start, wait
+from suri.cli.chat import Page, _names, run_page
+from suri.cli.generate import run_generate
 from suri.cli.main import tidy
 from suri.errors import DataError, UsageError
 from suri.infer.engines import open_model
@@ -95,6 +97,28 @@ def test_a_file_of_instructions_is_answered(tmp_path, tiny, capsys):
 
     with pytest.raises(UsageError, match="exists already"):
         run_generate([str(asked), "--model", str(tiny)])
+
+
+@pytest.mark.parametrize("place", ["*7", "*16", "*19", "*39"])
+def test_a_file_of_instructions_goes_on_where_it_was_killed(tmp_path, tiny, capsys, place):
+    """Sampled answers, and a kill in or behind a batch: they end as if there had been none."""
+    rows = [{"instruction": f"Say {number} things.", "input": ""} for number in range(40)]
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    words = [str(asked), "--model", str(tiny), "--max_new_tokens", "5", "--temperature", "1"]
+    run_generate([*words, "--output_path", str(tmp_path / "whole.jsonl")])
+    mine = [*words, "--output_path", str(tmp_path / "mine.jsonl")]
+    assert wait(start(lambda: run_generate(mine), f"append{place}=kill")) == -9
+    assert not (tmp_path / "mine.jsonl").exists()
+    other = [*mine, "--seed", "5"]
+    assert wait(start(lambda: run_generate(other), "append*20=kill")) == -9, "others begin anew"
+    assert wait(start(lambda: run_generate(mine), f"append{place}=kill")) == -9
+    capsys.readouterr()
+    run_generate(mine)
+    before = int(place[1:]) // 16 * 16
+    assert (f"{before} answers are there already" in capsys.readouterr().out) == (before > 0)
+    assert (tmp_path / "mine.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
+    assert not (tmp_path / "mine.jsonl.partial").exists()
 
 
 def test_a_broken_file_is_refused_before_a_model_is_opened(tmp_path):

@@ -1,10 +1,6 @@
-"""`suri chat` and alpaca-lora's generate.py open the page; `suri generate` answers a file."""
+"""`suri chat` and alpaca-lora's generate.py: a page to talk to a model."""
 
-import json
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import tyro
@@ -12,17 +8,12 @@ import tyro
 from suri.cli.flags import parse
 from suri.data.chat_template import ChatPrompt
 from suri.data.prompt import find_prompt
-from suri.data.records import Record, read_records
 from suri.errors import UsageError
-from suri.files import make_folder, write_text
-from suri.recipe import EMBEDDED, Decoding
+from suri.recipe import EMBEDDED
 from suri.web.doors import refuse_open_door
 
 if TYPE_CHECKING:
     from suri.infer.engines import Model
-
-AT_ONCE = 16
-"""Rows answered between two lines of progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,25 +42,6 @@ class Page:
     """cpu, cuda, or auto: a GPU where torch can use one."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class File:
-    """Answer a file of instructions."""
-
-    file: tyro.conf.Positional[Path]
-    """JSON list or JSONL of instructions, in Alpaca format; `output` may be missing."""
-    model: str = EMBEDDED
-    """Run folder, adapter folder, or model folder; with --lora_weights the base."""
-    lora_weights: str = ""
-    """Folder of the adapter."""
-    load_8bit: bool = False
-    """Store the linear layers as int8: less memory, a little less exact."""
-    output_path: str = ""
-    """File for the answers, one JSON object on each line ("": FILE.answers.jsonl)."""
-    device: str = "auto"
-    """cpu, cuda, or auto: a GPU where torch can use one."""
-    decoding: tyro.conf.OmitArgPrefixes[Decoding] = field(default_factory=Decoding)
-
-
 def run_page(argv: list[str]) -> None:
     """Parse `suri chat` or alpaca-lora's generate.py, and serve until interrupted."""
     page = parse(Page, argv, "suri chat")
@@ -77,45 +49,12 @@ def run_page(argv: list[str]) -> None:
     open_page = _page_opener()
     base, adapter = _names(page)
     open_page(
-        _open(base, adapter, page.load_8bit, page.device, page.prompt_template),
+        open_named(base, adapter, page.load_8bit, page.device, page.prompt_template),
         server_name=page.server_name,
         port=page.port,
         share=page.share_gradio,
         password=page.password,
     )
-
-
-def run_generate(argv: list[str]) -> None:
-    """Parse `suri generate FILE` and write one line {instruction, input, answer} for each row."""
-    asked = parse(File, argv, "suri generate")
-    records = read_records(asked.file, need_output=False)
-    out = Path(asked.output_path.strip() or asked.file.with_suffix(".answers.jsonl"))
-    if out.exists():
-        raise UsageError(
-            f"{out} exists already", do="choose another --output_path, or remove that file first"
-        )
-    make_folder(out.parent)
-    model = _open(asked.model, asked.lora_weights, asked.load_8bit, asked.device, "")
-    rows = list(_answers(model, records, asked.decoding))
-    write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    print(f"{len(rows)} answers: {out}")
-
-
-def _answers(
-    model: "Model", records: Sequence[Record], decoding: Decoding
-) -> Iterator[dict[str, str]]:
-    """Answer in the order of the file, and print how far it is."""
-    began, tokens = time.perf_counter(), 0
-    for start in range(0, len(records), AT_ONCE):
-        batch = records[start : start + AT_ONCE]
-        for record, answer in zip(batch, model.answer(batch, decoding), strict=True):
-            tokens += answer.tokens
-            row = {"instruction": record.instruction, "input": record.input}
-            yield row | {"answer": answer.text}
-        done, seconds = start + len(batch), time.perf_counter() - began
-        left = seconds / done * (len(records) - done)
-        speed = f"{tokens / seconds:.1f} tokens/s, {left:.0f} s left"
-        print(f"{done}/{len(records)} rows, {speed}", flush=True)
 
 
 def _names(page: Page) -> tuple[str, str]:
@@ -147,7 +86,7 @@ def _page_opener() -> Any:
     return open_page
 
 
-def _open(base: str, adapter: str, load_8bit: bool, device: str, prompt: str) -> "Model":
+def open_named(base: str, adapter: str, load_8bit: bool, device: str, prompt: str) -> "Model":
     """The model, with another prompt where one is named."""
     if prompt and prompt != ChatPrompt.name:
         find_prompt(prompt)  # a wrong name is told before gigabytes are read

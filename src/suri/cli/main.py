@@ -16,7 +16,7 @@ VERBS = {
     "fit": ("fit:run", "whether a training fits, here or elsewhere, and how long it takes"),
     "chat": ("chat:run_page", "open a page in the browser and talk to a model"),
     "serve": ("serve:run", "answer HTTP requests as OpenAI's API does"),
-    "generate": ("chat:run_generate", "answer a file of instructions"),
+    "generate": ("generate:run_generate", "answer a file of instructions"),
     "merge": (
         "merge:run_merge",
         "fold an adapter into HF, Meta or GGUF weights, with proof",
