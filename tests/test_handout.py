@@ -111,8 +111,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A base as the lab's (fp16, keys for every head, a row for each token), and an adapter."""
     folder = tmp_path_factory.mktemp("lab")
     base = folder / "base"
-    # transformers' LlamaTokenizer adds <unk> to this tokenizer's 98 tokens.
-    write_tokenizer(make_model(base, vocab_size=99, num_key_value_heads=6, rms_norm_eps=1e-6))
+    # transformers' LlamaTokenizer adds <unk> to this tokenizer's 99 tokens.
+    write_tokenizer(make_model(base, vocab_size=100, num_key_value_heads=6, rms_norm_eps=1e-6))
     file = base / "model.safetensors"
     tensors = {name: tensor.half() for name, tensor in load_file(file).items()}
     save_file(tensors, file, metadata={"format": "pt"})
