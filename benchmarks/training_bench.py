@@ -46,7 +46,7 @@ class Bench:
         }
 
     def _rows(self) -> list[Any]:
-        from suri.files import sha256
+        from suri.manifest import sha256
 
         if self.asked.tiny:
             file = inputs.bundled_rows(60, 0, self.work / "rows.json")

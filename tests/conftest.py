@@ -1,8 +1,10 @@
 """Small real models and real rows that the tests share."""
 
+import importlib.util
 import json
 import os
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -28,6 +30,19 @@ LLAMA3_ROPE = {
 }
 
 
+def missing(reason: str) -> NoReturn:
+    """Skip with the reason; where tests run unattended everything has to be there, and it fails."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason, allow_module_level=True)
+
+
+def need(library: str) -> None:
+    """Skip, or fail, where an optional library is not installed."""
+    if importlib.util.find_spec(library) is None:
+        missing(f"{library} is not installed here (pip install {library})")
+
+
 @pytest.fixture(scope="session")
 def embedded() -> Path:
     """The folder of the embedded base."""
@@ -40,10 +55,7 @@ def embedded() -> Path:
 def real_rows() -> Path:
     """Real Alpaca rows; their licence keeps them out of the repository."""
     if not REAL_ROWS.is_file():
-        reason = f"the Alpaca rows are not at {REAL_ROWS.name} beside the checkout"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        missing(f"the Alpaca rows are not at {REAL_ROWS.name} beside the checkout")
     return REAL_ROWS
 
 

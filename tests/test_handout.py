@@ -21,10 +21,11 @@ from suri.cli.main import main
 from suri.export.hf import write_hf
 from suri.export.meta import write_meta
 from suri.export.others import certify_other
-from suri.files import read_json, write_json
+from suri.files import write_json
 from suri.model.adapter import initial_adapter, read_adapter, write_adapter
 from suri.model.config import read_config
 from suri.model.weights import base_identity, open_weights
+from suri.reading import read_json
 from suri.recipe import recipe_from_toml
 
 ROOT = Path(__file__).parents[1]

@@ -1,12 +1,33 @@
-"""Checksums of a folder's files: written as its last file, checked before the others are used."""
+"""Checksums: of files, and of a folder's files in a manifest that is checked before their use."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 from suri.errors import Corrupt
-from suri.files import fingerprint, is_file, read_object, sha256, well_formed, write_json
+from suri.files import write_json
+from suri.reading import is_file, read_object, well_formed
 
 MANIFEST = "manifest.json"
+HASHED_BYTES = 16_000_000
+"""Bytes of a large file that are read at once to be hashed."""
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def fingerprint(path: Path) -> str:
+    """The BLAKE3 hash of a file's bytes, as blake3:HEX; on all cores, for files of any size."""
+    from blake3 import blake3
+
+    digest, buffer = blake3(max_threads=blake3.AUTO), bytearray(HASHED_BYTES)
+    with path.open("rb", buffering=0) as stream:
+        while count := stream.readinto(buffer):
+            digest.update(memoryview(buffer)[:count])
+    return f"blake3:{digest.hexdigest()}"
 
 
 def write_manifest(folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from suri.errors import UsageError
-from suri.files import read_toml
+from suri.reading import read_toml
 
 EMBEDDED = "embedded"
 BUNDLED = "bundled"

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import peft
+import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
 from conftest import make_model, write_tokenizer
-from suri.files import read_json, write_json
+from suri.files import write_json
+from suri.reading import read_json
 
 SCALED_ROPE = {
     "rope_type": "llama3",
@@ -84,3 +86,21 @@ def reference_logits(model: torch.nn.Module, texts: list[list[int]] | None = Non
 
 def files_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A tiny base for all tests of a module."""
+    return make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory, base) -> Path:
+    """An adapter for it."""
+    return make_adapter(tmp_path_factory.mktemp("adapter"), base)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """What is made of GGUF files and kept, each test for itself."""
+    monkeypatch.setenv("SURI_CACHE", str(tmp_path / "cache"))

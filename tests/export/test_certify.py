@@ -7,7 +7,7 @@ from pathlib import Path
 import blake3
 import pytest
 import torch
-from merges import files_in, make_adapter, make_base
+from merges import adapter, files_in, make_adapter, make_base
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,11 +21,12 @@ from suri.export.gguf import write_gguf
 from suri.export.hf import write_hf
 from suri.export.meta import write_meta
 from suri.export.probes import PROBES, probe_ids
-from suri.files import read_json, write_json
+from suri.files import write_json
 from suri.model import weights as weights_module
 from suri.model.adapter import Adapter, read_adapter, write_adapter
 from suri.model.meta_names import permute, unpermute
 from suri.model.weights import base_identity, open_weights
+from suri.reading import read_json
 
 WRITERS = {"hf": write_hf, "meta": write_meta}
 
@@ -33,11 +34,6 @@ WRITERS = {"hf": write_hf, "meta": write_meta}
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     return make_base(tmp_path_factory.mktemp("base"), tie_word_embeddings=True)
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory, base) -> Path:
-    return make_adapter(tmp_path_factory.mktemp("adapter"), base)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from merges import make_adapter, make_base
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
+from conftest import need
 from suri.data.encode import encode_prompt
 from suri.data.prompt import Special, TextPrompt, find_prompt, read_prompt
 from suri.data.records import Record
@@ -20,9 +21,10 @@ from suri.export.certify import verify
 from suri.export.gguf import write_gguf
 from suri.export.hf import write_hf
 from suri.export.meta import write_meta
-from suri.files import read_json, write_json
+from suri.files import write_json
 from suri.model.gguf_file import GgufFile
 from suri.model.tokenizer import read_tokenizer
+from suri.reading import read_json
 from suri.recipe import Decoding
 
 HOSTILE = (
@@ -199,7 +201,9 @@ def test_ollama_writes_what_training_wrote(name, made, tmp_path):
 @pytest.mark.parametrize("made", IN_GGUF, indirect=True)
 def test_llama_cpp_writes_what_training_wrote(name, made, tmp_path):
     """Its server's own renderer and tokenizer, over HTTP as any program asks them."""
-    xllamacpp = pytest.importorskip("xllamacpp")
+    need("xllamacpp")
+    import xllamacpp
+
     base, adapter = made
     tokenizer = read_tokenizer(base)
     prompt = find_prompt("chat", tokenizer) if name == "chat" else PROMPTS[name]

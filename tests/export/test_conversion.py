@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from merges import SCALED_ROPE, files_in, make_adapter, make_base, reference_logits
+from merges import SCALED_ROPE, files_in, make_adapter, make_base, own_cache, reference_logits
 from meta_folders import cut, meta_state, write_folder
 from safetensors.torch import load_file, save_file
 
@@ -19,12 +19,13 @@ from suri.export.gguf import write_gguf
 from suri.export.hf import write_hf
 from suri.export.meta import write_meta
 from suri.export.meta_decoder import MetaDecoder
-from suri.files import read_json, write_json
+from suri.files import write_json
 from suri.model import weights as weights_module
 from suri.model.config import read_config
 from suri.model.meta_names import permute, unpermute
 from suri.model.tokenizer import read_tokenizer
 from suri.model.weights import find_base, open_weights
+from suri.reading import read_json
 
 WRITERS = {"hf": write_hf, "meta": write_meta, "gguf": write_gguf}
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -68,11 +69,6 @@ SHAPES = {
          "norm_eps": 1e-05, "vocab_size": 136},
     ),
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SURI_CACHE", str(tmp_path / "cache"))
 
 
 def make(folder: Path, dtype: torch.dtype = F32, **changes) -> Path:

@@ -20,10 +20,11 @@ from suri.export.gguf import write_gguf
 from suri.export.hf import write_hf
 from suri.export.meta import write_meta
 from suri.export.peft_merge import merged_weights, unmerged_logits
-from suri.files import read_json, write_json
+from suri.files import write_json
 from suri.model.adapter import WEIGHTS_FILE, read_adapter, write_adapter
 from suri.model.load import layered_logits, load_decoder
 from suri.model.weights import base_identity
+from suri.reading import read_json
 
 PLAIN = {"use_dora": True}
 MIXED = PLAIN | {

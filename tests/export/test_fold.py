@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from merges import make_adapter, make_base, merged_by_peft
+from merges import adapter, base, make_adapter, make_base, merged_by_peft
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 
@@ -16,20 +16,10 @@ from suri.export.gguf import write_gguf
 from suri.export.hf import write_hf
 from suri.export.meta import write_meta
 from suri.export.readers import read_tensors
-from suri.files import read_json, write_json
+from suri.files import write_json
 from suri.model.adapter import read_adapter, write_adapter
 from suri.model.weights import base_identity
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return make_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory, base) -> Path:
-    return make_adapter(tmp_path_factory.mktemp("adapter"), base)
-
+from suri.reading import read_json
 
 OWN = {
     "rank_pattern": {"k_proj": 2, r"layers\.1\.mlp\.down_proj": 7},

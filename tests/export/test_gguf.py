@@ -7,7 +7,17 @@ import blake3
 import pytest
 import torch
 import transformers
-from merges import KINDS, files_in, make_adapter, make_base, merged_by_peft, reference_logits
+from merges import (
+    KINDS,
+    adapter,
+    base,
+    files_in,
+    make_adapter,
+    make_base,
+    merged_by_peft,
+    own_cache,
+    reference_logits,
+)
 from safetensors.torch import load_file
 
 from conftest import LLAMA3_ROPE
@@ -20,13 +30,14 @@ from suri.export.gguf import write_gguf
 from suri.export.gguf_reader import rows_of_halves
 from suri.export.hf import write_hf
 from suri.export.readers import read_logits
-from suri.files import read_json, write_json
+from suri.files import write_json
 from suri.infer.engines import open_model
 from suri.model.config import read_config
 from suri.model.gguf_file import GgufFile
 from suri.model.meta_names import permute
 from suri.model.tokenizer import read_tokenizer
 from suri.model.weights import find_base, open_weights
+from suri.reading import read_json
 from suri.recipe import Decoding
 
 ALL_KINDS = {kind: ("llama", changes) for kind, changes in KINDS.items()} | {
@@ -39,21 +50,6 @@ ALL_KINDS = {kind: ("llama", changes) for kind, changes in KINDS.items()} | {
     "qwen2": ("qwen2", {"use_sliding_window": False}),
     "qwen3-tied": ("qwen3", {"head_dim": 10, "tie_word_embeddings": True}),
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SURI_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return make_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory, base) -> Path:
-    return make_adapter(tmp_path_factory.mktemp("adapter"), base)
 
 
 def by_transformers(folder: Path) -> transformers.PreTrainedModel:

@@ -19,9 +19,10 @@ from suri.data.prompt import TextPrompt, read_prompt
 from suri.errors import UsageError
 from suri.export import hf
 from suri.export.hf import merged_config, write_hf, write_safetensors
-from suri.files import read_json, write_json
+from suri.files import write_json
 from suri.model.config import read_config
 from suri.model.tokenizer import read_tokenizer
+from suri.reading import read_json
 
 KINDS = {
     "llama": ("llama", {}),

@@ -6,20 +6,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from merges import IDS, make_adapter, make_base, merged_by_peft, reference_logits
+from merges import (
+    IDS,
+    adapter,
+    base,
+    make_adapter,
+    make_base,
+    merged_by_peft,
+    own_cache,
+    reference_logits,
+)
 
-from conftest import LLAMA3_ROPE
+from conftest import LLAMA3_ROPE, need
 from suri.errors import Corrupt
 from suri.export import gguf, llama_cpp
 from suri.export.certify import verify
 from suri.export.gguf import write_gguf
 from suri.export.gguf_vocabulary import vocabulary_of
 from suri.export.llama_cpp import read
-from suri.files import read_json
 from suri.model.gguf_names import SPLITS
 from suri.model.tokenizer import read_tokenizer
+from suri.reading import read_json
 
-pytest.importorskip("xllamacpp")
+need("xllamacpp")
 
 KINDS = {
     "llama": ("llama", {"num_key_value_heads": 3}),
@@ -46,21 +55,6 @@ HARD_TEXTS = (
     "def f(x):\n    return x**2  # a comment\r\n\r\n",
     "e\u0301 is not é; \u200bzero width",
 )
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SURI_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return make_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory, base) -> Path:
-    return make_adapter(tmp_path_factory.mktemp("adapter"), base)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,16 @@ import shutil
 from pathlib import Path
 
 import pytest
-from merges import files_in, make_adapter, make_base, merged_by_peft, reference_logits
+from merges import (
+    adapter,
+    base,
+    files_in,
+    make_adapter,
+    make_base,
+    merged_by_peft,
+    own_cache,
+    reference_logits,
+)
 
 from suri.errors import UsageError
 from suri.export.certify import verify
@@ -14,26 +23,12 @@ from suri.export.gguf import write_gguf
 from suri.export.hf import write_hf
 from suri.export.meta import write_meta
 from suri.export.provenance import held_adapters
-from suri.files import read_json, write_json
+from suri.files import write_json
 from suri.model.adapter import read_adapter, write_adapter
 from suri.model.weights import base_identity, find_base
+from suri.reading import read_json
 
 WRITERS = {"hf": write_hf, "meta": write_meta, "gguf": write_gguf}
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SURI_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return make_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory, base) -> Path:
-    return make_adapter(tmp_path_factory.mktemp("adapter"), base)
 
 
 @pytest.fixture(scope="module")

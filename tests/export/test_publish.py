@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from merges import files_in, make_adapter, make_base
+from merges import adapter, base, files_in, make_adapter, make_base
 from safetensors.torch import load_file
 
 from faults.children import start, wait
@@ -19,16 +19,6 @@ from suri.model.adapter import initial_adapter, write_adapter
 from suri.model.config import read_config
 from suri.model.weights import base_identity
 from suri.recipe import LINEARS
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return make_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory, base) -> Path:
-    return make_adapter(tmp_path_factory.mktemp("adapter"), base)
 
 
 def test_progress_reaches_the_end_of_every_stage(base, adapter, tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from merges import make_adapter, make_base
+from merges import make_adapter, make_base, own_cache
 from safetensors.torch import load_file, save_file
 
 from suri.errors import UsageError
@@ -16,17 +16,12 @@ from suri.export.gguf import write_gguf
 from suri.export.gguf_reader import GgufTensors
 from suri.export.hf import write_hf
 from suri.export.meta import write_meta
-from suri.files import read_json
 from suri.model.gguf_file import GgufFile
 from suri.model.weights import find_base, open_weights
+from suri.reading import read_json
 
 WIDE = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8}
 """Rows of whole blocks throughout."""
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SURI_CACHE", str(tmp_path / "cache"))
 
 
 def steady_base(folder: Path, model_type: str = "llama", **changes: object) -> Path:

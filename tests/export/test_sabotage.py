@@ -25,10 +25,11 @@ from suri.export import hf, meta
 from suri.export.fold import MergeBase, fold, open_merge
 from suri.export.hf import write_hf
 from suri.export.meta import meta_tensors, write_meta
-from suri.files import read_json, write_json
+from suri.files import write_json
 from suri.model.adapter import Adapter, write_adapter
 from suri.model.lora import low_rank
 from suri.model.meta_names import permute, unpermute
+from suri.reading import read_json
 from suri.recipe import Recipe
 from suri.train.run import train
 

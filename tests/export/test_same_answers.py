@@ -8,11 +8,12 @@ import pytest
 from merges import make_adapter
 from test_llama_cpp import HARD_TEXTS
 
+from conftest import need
 from suri.export.gguf import write_gguf
 from suri.export.llama_cpp import read
 from suri.model.tokenizer import read_tokenizer
 
-pytest.importorskip("xllamacpp")
+need("xllamacpp")
 pytestmark = pytest.mark.slow
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

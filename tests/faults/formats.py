@@ -22,7 +22,7 @@ from suri.data.prompt import find_prompt, read_prompt
 from suri.data.records import Record, write_records
 from suri.export.certify import verify
 from suri.export.hf import write_hf
-from suri.files import read_json, write_json
+from suri.files import write_json
 from suri.model.adapter import read_adapter
 from suri.model.attention import PackedAttention
 from suri.model.config import read_config
@@ -32,6 +32,7 @@ from suri.model.load import load_decoder
 from suri.model.meta_names import to_meta, unpermute
 from suri.model.tokenizer import read_tokenizer
 from suri.model.weights import find_base, recorded_base
+from suri.reading import read_json
 from suri.recipe import Recipe, recipe_from_toml
 from suri.study.forms import is_merge_of
 from suri.study.plan import read_plan

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from suri.errors import SuriError
-from suri.files import read_json_lines
+from suri.reading import read_json_lines
 from suri.train.interrupts import forget_after
 
 FORMATS = (

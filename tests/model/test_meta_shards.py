@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from conftest import need
 from suri.errors import Corrupt, UsageError
 from suri.model.config import read_config
 from suri.model.meta_shards import embedding_rows, joined_tensors, shard_files
@@ -119,7 +120,7 @@ def test_the_release_shows_in_the_rotary_settings(tmp_path, settings, positions,
 
 
 def test_llama_1s_tokenizer_lies_above_its_weights(tiny, tmp_path, monkeypatch):
-    pytest.importorskip("sentencepiece")
+    need("sentencepiece")
     folder = write(tmp_path / "7B")
     assert tokenizer_file(folder) is None
     model = train_sentencepiece(tmp_path)

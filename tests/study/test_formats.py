@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import re
 import shutil
 import string
@@ -14,6 +13,7 @@ import docx
 import pytest
 
 import suri.study
+from conftest import missing
 from results import write_comparison, write_study
 from suri.errors import UsageError
 from suri.study import language, pictures
@@ -33,13 +33,6 @@ CLAIM = {
     "en": "lower with LoRA on 192 rows than with LoRA on 96 rows",
     "zh": "LoRA（192 行）低于LoRA（96 行）",
 }
-
-
-def missing(reason):
-    """Skip, or fail where tests run unattended and everything is there."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 def with_captures(folder):

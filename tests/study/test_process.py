@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from results import write_comparison
-from suri.files import read_json_lines
+from suri.reading import read_json_lines
 from suri.study.captures import captures, shortened
 from suri.study.process import RECORD, Failed, run_module
 

@@ -1,6 +1,5 @@
 """What the dashboards got, read back from their own files, is what metrics.jsonl holds."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from runs import no_answers, recipe_for, silent, write_rows
 
+from conftest import need
 from suri.cli.main import main
 from suri.errors import Preempted, UsageError
 from suri.recipe import Recipe, recipe_from_toml
@@ -24,16 +24,6 @@ Figures = dict[tuple[str, int], float]
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
     return write_rows(tmp_path)
-
-
-def need(library: str) -> None:
-    """Skip where an optional library is not installed; in CI the extra's one has to be."""
-    if importlib.util.find_spec(library) is not None:
-        return
-    reason = f"{library} is not installed here (pip install {library})"
-    if library == "tensorboard" and os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 def recorded(run: Path) -> Figures:
@@ -101,7 +91,7 @@ def test_tensorboards_reader_finds_the_figures(tiny: Path, rows: Path, tmp_path:
 def test_wandbs_file_holds_the_figures(
     tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    need("wandb")
+    pytest.importorskip("wandb", reason="installed by who wants it: pip install wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     from wandb.proto.wandb_internal_pb2 import Record
 
@@ -125,7 +115,7 @@ def test_wandbs_file_holds_the_figures(
 def test_trackios_database_holds_the_figures(
     tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    need("trackio")
+    pytest.importorskip("trackio", reason="installed by who wants it: pip install trackio")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     folder = tmp_path / "run"
     train(recipe_for(tiny, rows, folder, report_to=("trackio",)), silent, no_answers)

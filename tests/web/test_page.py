@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from conftest import missing
 from suri.data.records import Record
 from suri.infer.engines import open_model
 from suri.recipe import Decoding
@@ -74,10 +75,7 @@ def browser(tmp_path_factory):
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     driver = shutil.which("chromedriver")
     if not (chromium and driver):
-        reason = "the browser tests need chromium and chromedriver"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        missing("the browser tests need chromium and chromedriver")
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 

@@ -14,7 +14,9 @@ from suri.cli.chat import open_named
 from suri.cli.flags import parse
 from suri.data.records import Record, read_records
 from suri.errors import Corrupt, UsageError
-from suri.files import append_json_line, make_folder, read_json_lines, sha256, write_text
+from suri.files import append_json_line, make_folder, write_text
+from suri.manifest import sha256
+from suri.reading import read_json_lines
 from suri.recipe import EMBEDDED, Decoding
 
 if TYPE_CHECKING:

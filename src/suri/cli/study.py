@@ -12,7 +12,7 @@ from rich.table import Table
 
 from suri.cli.flags import parse
 from suri.errors import UsageError
-from suri.files import read_object, well_formed
+from suri.reading import read_object, well_formed
 from suri.study.compare import Comparison, compare
 from suri.study.measures import MEASURES, SPEEDS, Measure, method_label, way_label
 from suri.study.plan import read_plan

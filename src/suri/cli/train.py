@@ -163,7 +163,7 @@ class Screen:
         self.console.print(f"  chat:    suri chat {name}\n  merge:   {merge}")
 
     def _show_curve(self, folder: Path) -> None:
-        from suri.files import read_json_lines
+        from suri.reading import read_json_lines
         from suri.train.run_folder import METRICS
 
         recorded = read_json_lines(folder / METRICS)

@@ -16,8 +16,9 @@ from suri.data.prompt import Prompt
 from suri.data.split import Table
 from suri.data.tokenizer import Tokenizer
 from suri.errors import SuriError
-from suri.files import cache_folder, publishing, read_json, write_json
+from suri.files import cache_folder, publishing, write_json
 from suri.manifest import check_manifest, write_manifest
+from suri.reading import read_json
 
 FORMAT = 1
 KEPT = 12

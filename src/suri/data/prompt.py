@@ -18,7 +18,8 @@ from suri.data.chat_template import (
 from suri.data.records import Record
 from suri.data.tokenizer import Tokenizer
 from suri.errors import Corrupt, UsageError
-from suri.files import read_json, write_json
+from suri.files import write_json
+from suri.reading import read_json
 
 __all__ = ["PROMPT_FILE", "Prompt", "Special", "TextPrompt", "Turn", "find_prompt", "read_prompt"]
 

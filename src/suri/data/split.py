@@ -14,7 +14,7 @@ from suri.data.records import Record, as_row, stream_records
 from suri.data.skills import LANGUAGES, LICENCE, draw_rows, make_rows
 from suri.data.survey import Survey
 from suri.errors import UsageError
-from suri.files import sha256
+from suri.manifest import sha256
 from suri.recipe import BUNDLED, Recipe
 
 BUNDLED_ROWS = 400

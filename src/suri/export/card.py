@@ -11,8 +11,9 @@ from suri.export.companions import MODELFILE, context_of, prompt_of
 from suri.export.fold import Merge, name_of
 from suri.export.gguf_reader import GGUF_FILE
 from suri.export.provenance import held_adapters
-from suri.files import read_json, write_text
+from suri.files import write_text
 from suri.model.adapter import Adapter
+from suri.reading import read_json
 from suri.recipe import Recipe, recipe_from_toml
 
 README = "README.md"

@@ -27,9 +27,9 @@ from suri.export.provenance import FILE
 from suri.export.readers import misplaced, read_logits, read_tensors, source_logits
 from suri.export.recompute import AdapterFile
 from suri.export.records import hashes, sources_of
-from suri.files import read_object, well_formed
 from suri.manifest import changed_files
 from suri.model.weights import Weights
+from suri.reading import read_object, well_formed
 
 ROWS = 64
 """Rows of each target that are computed again."""

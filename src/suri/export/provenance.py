@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from suri.errors import UsageError
-from suri.files import read_json
 from suri.manifest import changed_files
 from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter, is_adapter
 from suri.model.weights import base_identity
+from suri.reading import read_json
 
 FILE = "certificate.json"
 

@@ -15,12 +15,12 @@ from suri.export.gguf_reader import GGUF_FILE, GgufTensors, transformers_gguf
 from suri.export.meta_decoder import MetaDecoder
 from suri.export.peft_merge import unmerged_logits
 from suri.export.streamed import streamed_logits
-from suri.files import read_object
 from suri.model.gguf_base import convert
 from suri.model.load import layered_logits
 from suri.model.meta_shards import FIRST
 from suri.model.vector_math import settle
 from suri.model.weights import open_weights
+from suri.reading import read_object
 
 Texts = Sequence[Sequence[int]]
 LARGE_BYTES = 4_000_000_000

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from suri.errors import Corrupt
-from suri.files import read_json
 from suri.model.kernels import giving_memory_back
+from suri.reading import read_json
 
 
 @torch.no_grad()

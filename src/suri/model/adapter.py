@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from suri.errors import Corrupt, UsageError
-from suri.files import read_object, write_bytes, write_json
+from suri.files import write_bytes, write_json
 from suri.manifest import MANIFEST, check_manifest
 from suri.model.adapter_settings import check_settings
 from suri.model.config import ModelConfig
@@ -18,6 +18,7 @@ from suri.model.decoder import Decoder
 from suri.model.linear import Linear, LowRank
 from suri.model.lora import initial_pair, low_rank, scaling_of
 from suri.model.patterns import by_module
+from suri.reading import read_object
 from suri.recipe import Quantize
 
 CONFIG_FILE, WEIGHTS_FILE, BASE_FILE = (

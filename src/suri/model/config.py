@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from suri.errors import UsageError
-from suri.files import read_object
+from suri.reading import read_object
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 MOST_LAYERS, MOST = 10_000, 2**31

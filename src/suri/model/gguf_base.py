@@ -11,13 +11,7 @@ import torch
 from torch import Tensor
 
 from suri.errors import Corrupt, SuriError, UsageError
-from suri.files import (
-    cache_folder,
-    disk_errors_explained,
-    need_space,
-    publishing,
-    write_json,
-)
+from suri.files import cache_folder, disk_errors_explained, need_space, publishing, write_json
 from suri.model.config import UNREADABLE, ModelConfig, hf_config_of
 from suri.model.gguf_file import PLAIN, GgufFile
 from suri.model.gguf_names import ARCHITECTURES, ROPE_FACTORS, from_gguf

@@ -13,8 +13,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from suri.errors import Corrupt
-from suri.files import read_object
 from suri.model.gguf_names import SPLITS
+from suri.reading import read_object
 
 LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n?")
 SPECIAL_COUNT = 256

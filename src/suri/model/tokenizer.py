@@ -15,9 +15,10 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from suri.errors import Corrupt, SuriError, UsageError
-from suri.files import read_object, well_formed, write_json
+from suri.files import write_json
 from suri.model.known_words import KnownWords
 from suri.model.rank_file import BEGIN, END, holds_ranks, read_ranks
+from suri.reading import read_object, well_formed
 
 log = logging.getLogger(__name__)
 

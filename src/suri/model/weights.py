@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from suri.errors import Corrupt, UsageError
-from suri.files import is_file, read_object, well_formed
 from suri.model.adapter import base_of
 from suri.model.config import ModelConfig, read_config
 from suri.model.embedded import embedded_base
@@ -20,6 +19,7 @@ from suri.model.gguf_base import gguf_base, gguf_file
 from suri.model.meta_names import permute, to_hf
 from suri.model.meta_shards import FIRST, joined_tensors, shard_files
 from suri.model.tensor_files import ALL, Rows, Stored, safetensors_in, torch_tensors_in
+from suri.reading import is_file, read_object, well_formed
 from suri.recipe import EMBEDDED
 
 IGNORED = "rotary_emb.inv_freq"

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from suri.files import read_json_lines
+from suri.reading import read_json_lines
 from suri.study.blocks import Capture
 from suri.study.language import tr
 from suri.study.process import RECORD

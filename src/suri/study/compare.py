@@ -10,7 +10,8 @@ from typing import Any
 from suri.data.records import Record, read_records, write_records
 from suri.data.skills import is_correct
 from suri.errors import UsageError
-from suri.files import make_folder, read_object, write_json, write_text
+from suri.files import make_folder, write_json, write_text
+from suri.reading import read_object
 from suri.recipe import recipe_from_toml, settings_of
 from suri.study.browser import picture_of_chat
 from suri.study.compare_summary import summarise_ways

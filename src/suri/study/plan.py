@@ -15,7 +15,8 @@ import numpy as np
 from suri.data.records import Record, write_records
 from suri.data.split import load_rows
 from suri.errors import UsageError
-from suri.files import read_toml, sha256
+from suri.manifest import sha256
+from suri.reading import read_toml
 from suri.recipe import Quantize, Recipe, settings_of, with_settings
 
 DATA, HELD_OUT = "data", "held_out.json"

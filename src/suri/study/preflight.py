@@ -9,7 +9,8 @@ from typing import Any
 import tomli_w
 
 from suri.errors import SuriError
-from suri.files import read_object, write_json, write_text
+from suri.files import write_json, write_text
+from suri.reading import read_object
 from suri.recipe import recipe_from_toml, settings_of
 from suri.study.plan import DATA, Plan, Trial
 from suri.study.process import run_module

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from suri.errors import SuriError
-from suri.files import append_json_line, read_object, write_json
+from suri.files import append_json_line, write_json
+from suri.reading import read_object
 
 RECORD = "captures.jsonl"
 """One line for every process: command, where its output is, how long it took, its exit code."""

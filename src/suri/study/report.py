@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from suri.errors import UsageError
-from suri.files import read_json_lines, read_object, well_formed, write_text
+from suri.files import write_text
+from suri.reading import read_json_lines, read_object, well_formed
 from suri.study.blocks import Document, Section
 from suri.study.compare_sections import compare_findings, compare_part
 from suri.study.figures import for_paper

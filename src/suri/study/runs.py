@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from suri.errors import SuriError, UsageError
-from suri.files import read_json_lines, read_object, read_toml, well_formed
+from suri.reading import read_json_lines, read_object, read_toml, well_formed
 from suri.recipe import Recipe, settings_of
 from suri.study.plan import WHERE
 

@@ -7,7 +7,8 @@ from typing import Any
 import tomli_w
 
 from suri.errors import UsageError
-from suri.files import read_toml, write_text
+from suri.files import write_text
+from suri.reading import read_toml
 from suri.recipe import Recipe, settings_of, with_settings
 from suri.study.compare import Comparison, compare, open_folder
 from suri.study.forms import WORK, Say, ways_of

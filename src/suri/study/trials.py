@@ -12,17 +12,10 @@ import tomli_w
 from suri.data.records import read_records
 from suri.data.skills import is_correct
 from suri.errors import Preempted, SuriError, UsageError
-from suri.files import (
-    append_json_line,
-    make_folder,
-    read_json_lines,
-    read_object,
-    well_formed,
-    write_json,
-    write_text,
-)
+from suri.files import append_json_line, make_folder, write_json, write_text
 from suri.locks import holding
 from suri.manifest import MANIFEST, check_manifest
+from suri.reading import read_json_lines, read_object, well_formed
 from suri.recipe import settings_of
 from suri.study.plan import DATA, Plan, Trial, trials_of, what_it_is, write_rows
 from suri.study.preflight import common_budget, held_equal, with_budget

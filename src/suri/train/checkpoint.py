@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from suri.errors import Corrupt, SuriError, UsageError
-from suri.files import fault, publishing, read_object, well_formed, write_bytes, write_json
+from suri.files import fault, publishing, write_bytes, write_json
 from suri.manifest import check_manifest, write_manifest
 from suri.model.adapter import Adapter, read_adapter, write_adapter
+from suri.reading import read_object, well_formed
 
 KEPT = 2
 """Complete checkpoints that stay; the older ones are removed after a newer one is complete."""

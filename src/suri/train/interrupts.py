@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from suri.files import read_json_lines, well_formed, write_text
+from suri.files import write_text
+from suri.reading import read_json_lines, well_formed
 
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
