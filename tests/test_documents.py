@@ -99,6 +99,11 @@ def test_the_figures_of_a_7b_merge_are_the_committed_ones() -> None:
         assert words in (ROOT / "README.md").read_text("utf-8")
 
 
+def test_the_figures_of_decoding_are_the_committed_ones() -> None:
+    result = json.loads((ROOT / "benchmarks" / "results" / "decoding.json").read_text("utf-8"))
+    assert benchmark("decoding").table(result) in (ROOT / "docs" / "log.md").read_text("utf-8")
+
+
 def test_the_readmes_figures_are_the_committed_ones() -> None:
     demo = benchmark("demo")
     result = json.loads((ROOT / "benchmarks" / "results" / "demo.json").read_text("utf-8"))
