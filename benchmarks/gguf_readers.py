@@ -18,7 +18,8 @@ from suri.export.checks import compare_logits
 from suri.export.fold import open_merge
 from suri.export.gguf import write_gguf
 from suri.export.probes import probe_ids
-from suri.model.adapter import initial_adapter, write_adapter
+from suri.model.adapter import initial_adapter
+from suri.model.adapter_file import write_adapter
 from suri.model.config import read_config
 from suri.model.embedded import embedded_base
 from suri.model.load import layered_logits

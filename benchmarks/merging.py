@@ -74,7 +74,8 @@ def make_adapter(folder: Path, base: Path) -> None:
 
     import torch
 
-    from suri.model.adapter import initial_adapter, write_adapter
+    from suri.model.adapter import initial_adapter
+    from suri.model.adapter_file import write_adapter
     from suri.model.config import read_config
     from suri.model.weights import base_identity
     from suri.recipe import LINEARS

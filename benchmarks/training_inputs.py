@@ -55,7 +55,8 @@ def encode(recipe: Any, work: Path) -> dict[str, int]:
     from suri.data.encode import Rules, encode_records
     from suri.data.prompt import find_prompt
     from suri.data.records import read_records
-    from suri.model.adapter import initial_adapter, write_adapter
+    from suri.model.adapter import initial_adapter
+    from suri.model.adapter_file import write_adapter
     from suri.model.config import read_config
     from suri.model.tokenizer import read_tokenizer
     from suri.model.weights import find_base

@@ -22,7 +22,8 @@ from suri.export.hf import write_hf
 from suri.export.meta import write_meta
 from suri.export.others import certify_other
 from suri.files import write_json
-from suri.model.adapter import initial_adapter, read_adapter, write_adapter
+from suri.model.adapter import initial_adapter
+from suri.model.adapter_file import read_adapter, write_adapter
 from suri.model.config import read_config
 from suri.model.weights import base_identity, open_weights
 from suri.reading import read_json

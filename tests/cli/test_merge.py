@@ -18,7 +18,8 @@ def folders(tmp_path_factory) -> tuple[Path, Path]:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from suri.model.adapter import initial_adapter, write_adapter
+    from suri.model.adapter import initial_adapter
+    from suri.model.adapter_file import write_adapter
     from suri.model.config import read_config
     from suri.model.weights import base_identity
 
@@ -60,7 +61,7 @@ def test_the_last_line_says_pass_and_where(folders, tmp_path, monkeypatch, capsy
 def test_a_merge_without_a_certificate_is_held_against_its_adapter(folders, tmp_path, capsys, to):
     import torch
 
-    from suri.model.adapter import read_adapter, write_adapter
+    from suri.model.adapter_file import read_adapter, write_adapter
 
     base, run = folders
     out = tmp_path / "out"

@@ -23,7 +23,8 @@ from suri.export.meta import write_meta
 from suri.export.probes import PROBES, probe_ids
 from suri.files import write_json
 from suri.model import weights as weights_module
-from suri.model.adapter import Adapter, read_adapter, write_adapter
+from suri.model.adapter import Adapter
+from suri.model.adapter_file import read_adapter, write_adapter
 from suri.model.meta_names import permute, unpermute
 from suri.model.weights import base_identity, open_weights
 from suri.reading import read_json

@@ -21,7 +21,7 @@ from suri.export.hf import write_hf
 from suri.export.meta import write_meta
 from suri.export.peft_merge import merged_weights, unmerged_logits
 from suri.files import write_json
-from suri.model.adapter import WEIGHTS_FILE, read_adapter, write_adapter
+from suri.model.adapter_file import WEIGHTS_FILE, read_adapter, write_adapter
 from suri.model.load import layered_logits, load_decoder
 from suri.model.weights import base_identity
 from suri.reading import read_json
@@ -117,7 +117,7 @@ def test_the_formula_by_hand(base, adapter):
 def magnitudes_forgotten(weights, merge):
     plain = {n: merge.base[n].float() for n in merge.base}
     for name, (a, b) in merge.adapter.tensors.items():
-        plain[f"{name}.weight"] += merge.adapter.scaling * b @ a
+        plain[f"{name}.weight"] += merge.adapter.scaling_of(name) * b @ a
     return plain
 
 

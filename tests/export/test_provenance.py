@@ -24,7 +24,7 @@ from suri.export.hf import write_hf
 from suri.export.meta import write_meta
 from suri.export.provenance import held_adapters
 from suri.files import write_json
-from suri.model.adapter import read_adapter, write_adapter
+from suri.model.adapter_file import read_adapter, write_adapter
 from suri.model.weights import base_identity, find_base
 from suri.reading import read_json
 

@@ -15,7 +15,8 @@ from suri.export import publish as publishing
 from suri.export.certify import verify
 from suri.export.hf import write_hf
 from suri.export.meta import write_meta
-from suri.model.adapter import initial_adapter, write_adapter
+from suri.model.adapter import initial_adapter
+from suri.model.adapter_file import write_adapter
 from suri.model.config import read_config
 from suri.model.weights import base_identity
 from suri.recipe import LINEARS

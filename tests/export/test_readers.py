@@ -11,7 +11,7 @@ from suri.export.hf import write_hf
 from suri.export.meta import write_meta
 from suri.export.readers import read_logits
 from suri.export.streamed import streamed_logits
-from suri.model.adapter import read_adapter
+from suri.model.adapter_file import read_adapter
 from suri.model.attention import PackedAttention
 from suri.model.load import layered_logits, load_decoder
 

@@ -26,7 +26,8 @@ from suri.export.fold import MergeBase, fold, open_merge
 from suri.export.hf import write_hf
 from suri.export.meta import meta_tensors, write_meta
 from suri.files import write_json
-from suri.model.adapter import Adapter, write_adapter
+from suri.model.adapter import Adapter
+from suri.model.adapter_file import write_adapter
 from suri.model.lora import low_rank
 from suri.model.meta_names import permute, unpermute
 from suri.reading import read_json
@@ -137,12 +138,12 @@ def _mate(module: str) -> str:
 
 def a_of_another(weight: Tensor, adapter: Adapter, module: str, dtype: torch.dtype) -> Tensor:
     a, (_, b) = adapter.tensors[_mate(module)][0], adapter.tensors[module]
-    return (weight + low_rank(a.t(), b, adapter.scaling).t()).to(dtype)
+    return (weight + low_rank(a.t(), b, adapter.scaling_of(module)).t()).to(dtype)
 
 
 def b_of_another(weight: Tensor, adapter: Adapter, module: str, dtype: torch.dtype) -> Tensor:
     (a, _), b = adapter.tensors[module], adapter.tensors[_mate(module)][1]
-    return (weight + low_rank(a.t(), b, adapter.scaling).t()).to(dtype)
+    return (weight + low_rank(a.t(), b, adapter.scaling_of(module)).t()).to(dtype)
 
 
 def pair_of_another(weight: Tensor, adapter: Adapter, module: str, dtype: torch.dtype) -> Tensor:

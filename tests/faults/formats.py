@@ -23,7 +23,7 @@ from suri.data.records import Record, write_records
 from suri.export.certify import verify
 from suri.export.hf import write_hf
 from suri.files import write_json
-from suri.model.adapter import read_adapter
+from suri.model.adapter_file import read_adapter
 from suri.model.attention import PackedAttention
 from suri.model.config import read_config
 from suri.model.gguf_base import convert
@@ -72,11 +72,12 @@ def bits(tensors: dict[str, torch.Tensor]) -> str:
 def adapter_of(folder: Path) -> object:
     adapter = read_adapter(folder)
     pairs = {f"{name} {i}": t for name, ab in adapter.tensors.items() for i, t in enumerate(ab)}
-    assert 0 < adapter.scaling < float("inf")
+    scalings = sorted({adapter.scaling_of(name) for name in adapter.tensors})
+    assert 0 < scalings[0] <= scalings[-1] < float("inf")
     base = recorded_base(folder)
     adapter.attach(load_decoder(base, only_layers=3))
     shapes = {name: tensor.shape for name, tensor in pairs.items()}
-    return (adapter.r, adapter.targets, shapes), adapter.scaling, bits(pairs), base
+    return (adapter.r, adapter.targets, shapes), scalings, bits(pairs), base
 
 
 def checkpoint_of(folder: Path) -> object:
@@ -92,7 +93,8 @@ def checkpoint_of(folder: Path) -> object:
     pairs = {f"{name} {i}": t for name, ab in adapter.tensors.items() for i, t in enumerate(ab)}
     state = optimizer.state_dict()["state"]
     moments = {f"{number} {n}": t for number, each in state.items() for n, t in each.items()}
-    return progress, adapter.scaling, bits(pairs), bits(moments)
+    scalings = sorted({adapter.scaling_of(name) for name in adapter.tensors})
+    return progress, scalings, bits(pairs), bits(moments)
 
 
 def base_of(folder: Path) -> tuple[object, ...]:

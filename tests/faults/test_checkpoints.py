@@ -11,7 +11,7 @@ import pytest
 from children import kill_after, mine, no_answers, recipe, rows, run, start, whole
 
 from suri.errors import UsageError
-from suri.model.adapter import WEIGHTS_FILE
+from suri.model.adapter_file import WEIGHTS_FILE
 from suri.recipe import Recipe
 from suri.train.run import train
 

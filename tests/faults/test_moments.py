@@ -17,7 +17,7 @@ from children import mine, no_answers, recipe, rows, run, start, wait, whole
 from safetensors.torch import load_file
 
 from suri.errors import UsageError
-from suri.model.adapter import WEIGHTS_FILE, read_adapter
+from suri.model.adapter_file import WEIGHTS_FILE, read_adapter
 from suri.recipe import Recipe
 from suri.train import loop
 from suri.train.run import train

@@ -13,7 +13,7 @@ import pytest
 from children import mine, no_answers, recipe, rows, run, start, wait, whole
 
 from conftest import missing
-from suri.model.adapter import WEIGHTS_FILE
+from suri.model.adapter_file import WEIGHTS_FILE
 from suri.recipe import Recipe
 from suri.train.run import train
 

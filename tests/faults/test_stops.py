@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from suri.data.records import Record, write_records
 from suri.errors import Diverged, UsageError
-from suri.model.adapter import WEIGHTS_FILE
+from suri.model.adapter_file import WEIGHTS_FILE
 from suri.recipe import Recipe
 from suri.train.run import train
 

@@ -16,7 +16,8 @@ from suri.data.prompt import find_prompt
 from suri.data.records import Record
 from suri.errors import Corrupt, UsageError
 from suri.infer.engines import open_model
-from suri.model.adapter import initial_adapter, write_adapter
+from suri.model.adapter import initial_adapter
+from suri.model.adapter_file import write_adapter
 from suri.model.attention import PackedAttention
 from suri.model.config import read_config
 from suri.model.load import load_decoder

@@ -11,7 +11,8 @@ from suri.errors import UsageError
 from suri.infer.engine import DecoderEngine
 from suri.infer.engines import Model, open_model
 from suri.infer.served import open_served
-from suri.model.adapter import initial_adapter, write_adapter
+from suri.model.adapter import initial_adapter
+from suri.model.adapter_file import write_adapter
 from suri.model.config import read_config
 from suri.recipe import GREEDY
 

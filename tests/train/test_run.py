@@ -20,7 +20,8 @@ from suri.cli.main import main
 from suri.data.records import Record, write_records
 from suri.errors import Diverged, Preempted, UsageError
 from suri.manifest import check_manifest
-from suri.model.adapter import WEIGHTS_FILE, initial_adapter, read_adapter
+from suri.model.adapter import initial_adapter
+from suri.model.adapter_file import WEIGHTS_FILE, read_adapter
 from suri.model.config import read_config
 from suri.recipe import Recipe
 from suri.train.loop import Plan

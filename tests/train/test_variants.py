@@ -14,7 +14,8 @@ from torch import Tensor
 from suri.cli.main import main
 from suri.errors import Preempted, UsageError
 from suri.infer.engines import open_model
-from suri.model.adapter import WEIGHTS_FILE, initial_adapter, read_adapter, write_adapter
+from suri.model.adapter import initial_adapter
+from suri.model.adapter_file import WEIGHTS_FILE, read_adapter, write_adapter
 from suri.model.attention import PackedAttention
 from suri.model.config import read_config
 from suri.model.weights import base_identity

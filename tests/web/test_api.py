@@ -21,7 +21,8 @@ from conftest import make_model, write_tokenizer
 from suri.data.prompt import find_prompt
 from suri.data.records import Record
 from suri.infer.engines import open_model
-from suri.model.adapter import initial_adapter, write_adapter
+from suri.model.adapter import initial_adapter
+from suri.model.adapter_file import write_adapter
 from suri.model.config import read_config
 from suri.recipe import LINEARS, Decoding
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from suri.errors import Corrupt, UsageError
 from suri.export.provenance import check_holds_no_other, check_is_no_merge
-from suri.model.adapter import Adapter, is_adapter, read_adapter
+from suri.model.adapter import Adapter
+from suri.model.adapter_file import is_adapter, read_adapter
 from suri.model.config import ModelConfig, read_config
 from suri.model.storage import nf4_roundtrip
 from suri.model.tokenizer import Tokenizer, read_tokenizer, tokenizer_file

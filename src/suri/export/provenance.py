@@ -5,7 +5,8 @@ from typing import Any
 
 from suri.errors import UsageError
 from suri.manifest import changed_files
-from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter, is_adapter
+from suri.model.adapter import Adapter
+from suri.model.adapter_file import CONFIG_FILE, WEIGHTS_FILE, is_adapter
 from suri.model.weights import base_identity
 from suri.reading import read_json
 

@@ -12,7 +12,7 @@ from suri.export.fold import Merge, Report, silent
 from suri.export.provenance import FILE
 from suri.files import disk_errors_explained, make_folder, need_space, publishing, write_json
 from suri.locks import claiming
-from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE
+from suri.model.adapter_file import CONFIG_FILE, WEIGHTS_FILE
 
 
 def publish(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from safetensors import safe_open
 
 from suri.export.checks import Wide, wide
-from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE
+from suri.model.adapter_file import CONFIG_FILE, WEIGHTS_FILE
 
 UNIT = 2.0**-24
 """The largest relative error of one rounding to fp32."""

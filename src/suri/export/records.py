@@ -7,7 +7,7 @@ from typing import Any
 from suri.export.fold import Merge
 from suri.export.provenance import held_adapters
 from suri.manifest import fingerprint
-from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE
+from suri.model.adapter_file import CONFIG_FILE, WEIGHTS_FILE
 from suri.model.tokenizer import tokenizer_file
 
 

@@ -15,7 +15,7 @@ from suri.data.records import Record
 from suri.errors import UsageError
 from suri.infer.engine import DecoderEngine, Engine
 from suri.infer.pieces import Pieces
-from suri.model.adapter import is_adapter, read_adapter
+from suri.model.adapter_file import is_adapter, read_adapter
 from suri.model.config import read_config
 from suri.model.gguf_base import gguf_file
 from suri.model.load import choose_device, load_decoder

@@ -9,7 +9,8 @@ from suri.data.prompt import Prompt, find_prompt, read_prompt
 from suri.errors import UsageError
 from suri.infer.engine import DecoderEngine
 from suri.infer.engines import find_places, open_model, warn_of_other_base
-from suri.model.adapter import Adapter, read_adapter
+from suri.model.adapter import Adapter
+from suri.model.adapter_file import read_adapter
 from suri.model.decoder import Decoder
 from suri.model.linear import Linear, LowRank
 from suri.model.tokenizer import Tokenizer

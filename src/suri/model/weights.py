@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from suri.errors import Corrupt, UsageError
-from suri.model.adapter import base_of
+from suri.model.adapter_file import base_of
 from suri.model.config import ModelConfig, read_config
 from suri.model.embedded import embedded_base
 from suri.model.gguf_base import gguf_base, gguf_file

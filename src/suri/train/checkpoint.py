@@ -11,7 +11,8 @@ from torch import nn
 from suri.errors import Corrupt, SuriError, UsageError
 from suri.files import fault, publishing, write_bytes, write_json
 from suri.manifest import check_manifest, write_manifest
-from suri.model.adapter import Adapter, read_adapter, write_adapter
+from suri.model.adapter import Adapter
+from suri.model.adapter_file import read_adapter, write_adapter
 from suri.reading import read_object, well_formed
 
 KEPT = 2

@@ -14,7 +14,7 @@ from suri.data.batch import Batch, micro_batches
 from suri.data.examples import Example, Examples
 from suri.errors import Diverged, DoesNotFit, Preempted
 from suri.files import append_json_line
-from suri.model.adapter import write_adapter
+from suri.model.adapter_file import write_adapter
 from suri.recipe import Recipe
 from suri.train.checkpoint import Progress, find_checkpoint, load_checkpoint, save_checkpoint
 from suri.train.engine import Engine

@@ -14,7 +14,8 @@ from suri.data.prompt import PROMPT_FILE, Prompt, find_prompt, read_prompt
 from suri.data.split import Rows, load_rows
 from suri.errors import DataError, UsageError
 from suri.files import readable_seconds
-from suri.model.adapter import Adapter, initial_adapter, read_adapter
+from suri.model.adapter import Adapter, initial_adapter
+from suri.model.adapter_file import read_adapter
 from suri.model.config import ModelConfig, read_config
 from suri.model.decoder import Decoder
 from suri.model.load import choose_device, load_decoder

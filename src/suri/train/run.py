@@ -16,7 +16,8 @@ from suri.data.prompt import Prompt
 from suri.data.records import Record, write_records
 from suri.files import disk_errors_explained, write_json
 from suri.locks import claiming
-from suri.model.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter, write_adapter
+from suri.model.adapter import Adapter
+from suri.model.adapter_file import CONFIG_FILE, WEIGHTS_FILE, write_adapter
 from suri.model.tokenizer import Tokenizer
 from suri.recipe import Recipe
 from suri.train.budget import ON_CPU

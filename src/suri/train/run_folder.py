@@ -8,7 +8,7 @@ from typing import Any
 from suri.errors import UsageError
 from suri.files import LOCK, make_folder, need_space, sweep, write_json, write_text
 from suri.manifest import MANIFEST, write_manifest
-from suri.model.adapter import is_adapter
+from suri.model.adapter_file import is_adapter
 from suri.reading import read_object
 from suri.recipe import Recipe, recipe_from_toml, settings_of
 from suri.train.machine import environment
