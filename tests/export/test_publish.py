@@ -81,14 +81,16 @@ def test_what_a_killed_merge_of_something_else_left_is_not_used(
 
 
 def test_two_merges_into_one_folder_do_not_meet(base, adapter, tmp_path):
-    out = tmp_path / "merged"
+    out, refused = tmp_path / "merged", []
 
     def second(stage: str, done: int, total: int) -> None:
         if done == 1 and stage == "folding":
             with pytest.raises(SuriError, match="is writing into"):
                 write_hf(base, adapter, out)
+            refused.append(stage)
 
     write_hf(base, adapter, out, report=second)
+    assert refused == ["folding"]
     assert files_in(tmp_path) == {"merged"}
 
 

@@ -1,6 +1,7 @@
 """Quantised storage against bitsandbytes, hand calculation and exact products."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from conftest import make_model
 from suri.model.load import load_decoder
 from suri.model.storage import (
     NF4,
+    Deferred,
     Dense,
     Int8,
     Int8Weight,
@@ -57,8 +59,27 @@ def test_nf4_fused_parts_keep_the_values_of_each_alone() -> None:
     assert 0.01 < error < 0.6
 
 
-@pytest.mark.parametrize("kind", [Dense, NF4, Int8Weight])
-def test_pullback_is_the_product_with_the_weight_that_the_forward_used(kind: type) -> None:
+class Held:
+    """A weight that is read when it is asked for."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.weight = weight
+
+    def __len__(self) -> int:
+        return len(self.weight)
+
+    def read(self) -> torch.Tensor:
+        return self.weight.clone()
+
+
+def deferred(weights: list[torch.Tensor]) -> Deferred:
+    return Deferred([Held(weight) for weight in weights])
+
+
+@pytest.mark.parametrize("kind", [Dense, NF4, Int8Weight, deferred])
+def test_pullback_is_the_product_with_the_weight_that_the_forward_used(kind: Any) -> None:
     stored = kind([torch.randn(n, 64, generator=seeded(n)) for n in (40, 24)])
     used = stored.product(torch.eye(64)).t()
     x, gradient = torch.randn(7, 64, generator=seeded(2)), torch.randn(7, 64, generator=seeded(3))

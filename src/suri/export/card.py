@@ -72,7 +72,7 @@ def write_card(merge: Merge, certificate: Certificate, folder: Path, name: str) 
         commands="\n".join(_commands(merge, certificate.to, name)),
         prompt=_prompt(merge, certificate.to),
         origin="\n".join(f"- {line}" for line in _origin(merge)),
-        reader=certificate.record["reader"],
+        reader=" and ".join(certificate.readers),
         checks="\n".join(_rows(certificate)),
         sources="base, adapter" if adapter else "the source",
     )

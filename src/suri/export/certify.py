@@ -53,6 +53,12 @@ class Certificate:
         return all(check.passed for check in self.checks)
 
     @property
+    def readers(self) -> list[str]:
+        """Who read the folder back for its logits."""
+        named = [self.record["reader"], self.record.get("llama.cpp", {}).get("reader")]
+        return [name for name in named if name]
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a reader could not do, which fails nothing."""
         notes = [self.record.get("llama.cpp", {}).get("note")]
@@ -181,16 +187,16 @@ def read_certificate(folder: Path) -> dict[str, Any]:
         )
     record = read_object(folder / FILE)
     with well_formed(folder / FILE, "a certificate"):
-        adapter = [] if record["adapter"] is None else ["adapter"]  # a conversion has none
-        files = [len(record[part]["files"].items()) for part in ("output", "base", *adapter)]
-        paths = [Path(record[part]["path"]) for part in ("base", *adapter)]
-        kinds = record["to"] in ("hf", "meta", "gguf") and record["base"]["quantize"] in (
-            "none",
-            "nf4",
+        sources = ["base"] if record["adapter"] is None else ["base", "adapter"]
+        files = [len(record[part]["files"].items()) for part in ("output", *sources)]
+        _ = [Path(record[part]["path"]) for part in sources], record["passed"], record["checks"]
+        known = (
+            record["to"] in ("hf", "meta", "gguf"),
+            record["base"]["quantize"] in ("none", "nf4"),
+            record["dtype"] in (*DTYPES, Q8_0),
         )
-        if not (all(files) and all(paths) and kinds and record["dtype"] in (*DTYPES, Q8_0)):
+        if not (all(files) and all(known)):
             raise ValueError("files, kind or number format")
-        _ = record["passed"], record["checks"]
     return record
 
 

@@ -66,10 +66,10 @@ def read_logits(folder: Path, to: str, texts: Texts, base: MergeBase) -> tuple[s
         weights = GgufTensors(folder, base.config, list(base))
         found = layered_logits(base.folder, texts, weights=weights, config=base.config)
         return "suri, one weight at a time", found
-    if large and to == "hf" and importlib.util.find_spec("accelerate"):
-        return _transformers("one module at a time"), streamed_logits(folder, texts)
     if importlib.util.find_spec("transformers") and not large:
         return _transformers_logits(folder, to, texts)
+    if large and all(map(importlib.util.find_spec, ("transformers", "accelerate"))):
+        return _transformers("one module at a time"), streamed_logits(folder, texts)
     if to == "gguf":
         with tempfile.TemporaryDirectory(dir=folder.parent) as place:
             convert(folder / GGUF_FILE, Path(place), [])
