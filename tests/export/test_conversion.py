@@ -344,7 +344,7 @@ def test_the_certificate_names_no_adapter_and_is_verified(steady, tmp_path, to, 
     assert (record["passed"], record["to"], record["dtype"]) == (True, to, dtype)
     assert record["base"]["path"] == str(steady)
     count = len(tensors_of(steady)) + (to == "meta")
-    assert record["checks"][0]["name"].startswith(f"{count} other tensors")
+    assert record["checks"][0]["name"].startswith(f"{count} tensors")
     again, left_out = verify(out)
     assert again.passed
     assert again.checks
@@ -376,7 +376,7 @@ def test_a_changed_number_fails_and_is_not_published(tmp_path, monkeypatch):
     monkeypatch.setattr("suri.export.hf.fold", touched)
     with pytest.raises(Corrupt, match="conversion to hf failed its certificate") as caught:
         write_hf(make(tmp_path / "base"), None, tmp_path / "out")
-    assert "FAIL 30 other tensors" in caught.value.found
+    assert "FAIL 30 tensors" in caught.value.found
     assert files_in(tmp_path) == {"base"}
 
 

@@ -87,3 +87,10 @@ def test_the_fingerprint_tells_bases_apart(tiny: Path, tmp_path: Path) -> None:
     other = make_model(tmp_path / "other", head_dim=10)
     marks = [base_identity(f, "none")["fingerprint"] for f in (tiny, same, other)]
     assert marks[0] == marks[1] != marks[2]
+
+
+def test_a_base_is_remembered_by_the_name_it_was_asked_for(tiny: Path, tmp_path: Path) -> None:
+    """Where its folder is gone, the name is how it is found again."""
+    identity = base_identity(tiny, "nf4", "somebody/tiny")
+    assert (identity["name"], identity["quantize"]) == ("somebody/tiny", "nf4")
+    assert identity["path"] == str(tiny.resolve())

@@ -53,7 +53,8 @@ def test_nf4_trains_and_records_its_base(tiny: Path, rows: Path, tmp_path: Path)
     exact = train(recipe_for(tiny, rows, tmp_path / "n"), silent, no_answers)
     assert result["held_out_loss"] < result["base_loss"]
     assert result["base_loss"] != exact["base_loss"]
-    assert read_adapter(tmp_path / "q").base["quantize"] == "nf4"
+    base = read_adapter(tmp_path / "q").base
+    assert (base["quantize"], base["name"]) == ("nf4", str(tiny))
 
 
 def test_the_run_folder_is_whole_and_its_adapter_the_best(

@@ -125,7 +125,8 @@ def check_others(merge: Merge, output: Mapping[str, Tensor], to: str) -> Check:
         name not in output or not _is_bases(merge, output, name, source, to)
         for name, source in others.items()
     )
-    name = f"{len(others)} other tensors: how many are not the base's"
+    which = "other tensors" if merge.adapter else "tensors"
+    name = f"{len(others)} {which}: how many are not the base's"
     return Check(name, wrong + len(strange), 0)
 
 

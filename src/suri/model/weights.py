@@ -126,11 +126,14 @@ def base_identity(folder: Path, quantize: str, name: str = "") -> dict[str, Any]
     """
     weights = open_weights(folder)
     digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(f"{name} {list(weights.stored(name).shape)}\n".encode())
-    for name, rows in (("model.norm.weight", None), ("model.layers.0.self_attn.q_proj.weight", 8)):
-        if name in weights:
-            sample = weights.stored(name).read(slice(rows)).contiguous()
+    for tensor in sorted(weights):
+        digest.update(f"{tensor} {list(weights.stored(tensor).shape)}\n".encode())
+    for tensor, rows in (
+        ("model.norm.weight", None),
+        ("model.layers.0.self_attn.q_proj.weight", 8),
+    ):
+        if tensor in weights:
+            sample = weights.stored(tensor).read(slice(rows)).contiguous()
             digest.update(sample.view(torch.uint8).numpy().tobytes())
     return {
         "name": name,
