@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from suri.model.attention import KVCache
 from suri.model.decoder import Decoder
+from suri.model.kv_cache import KVCache
 
 
 class _Fixed:

@@ -9,8 +9,8 @@ from gpu_rows.bench import Bench
 from gpu_rows.model import CHECKED_LAYERS, make_decoder
 from gpu_rows.rates import copy_rate
 from suri.infer.generate import generate
-from suri.model.attention import KVCache
 from suri.model.decoder import Decoder
+from suri.model.kv_cache import KVCache
 from suri.recipe import Decoding
 
 PROMPT = 64

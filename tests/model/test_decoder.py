@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from conftest import LLAMA3_ROPE, make_model
-from suri.model.attention import KVCache, PackedAttention
+from suri.model.attention import PackedAttention
 from suri.model.decoder import Decoder
+from suri.model.kv_cache import KVCache
 from suri.model.load import load_decoder
 
 KINDS = {

@@ -1,6 +1,5 @@
 """The line before the model, and the pieces that come out of it."""
 
-import time
 from threading import Event
 
 import pytest
@@ -105,19 +104,18 @@ def test_the_end_is_told_to_all(served):
     line.close()
 
 
-def test_what_waits_and_is_alike_is_answered_together_in_turn(served, line):
-    _, go = holding(served, line)
+def test_who_comes_later_joins_and_is_answered_as_alone(served, line):
+    """More requests than places, of several settings, behind one that is being answered."""
+    first, go = holding(served, line)
     greedy = [Reader(served, f"Greedy {n}", max_new_tokens=5 + n) for n in range(MOST_ROWS + 2)]
     sampled = [Reader(served, "Sampled", temperature=1.0, seed=n) for n in range(3)]
     mixed = [greedy[0], sampled[0], *greedy[1:], *sampled[1:]]
     for reader in mixed:
         line.join(reader.job)
     go.set()
-    assert all(reader.finish() in ("stop", "length") for reader in mixed)
-    # The first; MOST_ROWS greedy ones; those sampled, who came before the last two; those two.
-    deadline = time.monotonic() + 60
-    while "suri_batches_total 4" not in line.metrics.text():
-        assert time.monotonic() < deadline
+    assert all(reader.finish() in ("stop", "length") for reader in [first, *mixed])
+    together = sum(reader.job.tokens for reader in [first, *mixed])
+    assert number(line, "suri_passes_total") < together / 4
     texts = {"".join(part.text for part in reader.parts) for reader in sampled}
     assert len(texts) == 3
     for reader in [*greedy[:3], *sampled]:
@@ -128,14 +126,46 @@ def test_what_waits_and_is_alike_is_answered_together_in_turn(served, line):
         assert alone.job.pieces.ids == reader.job.pieces.ids
 
 
-def test_a_batch_that_fails_ends_nothing_else(served, line, caplog):
+def test_who_wants_another_model_is_not_passed_for_ever(tiny):
+    """While others keep asking for the first model, the second one's turn comes."""
+    served = open_served(str(tiny))
+    served.voices["other"] = served.voices[served.default]
+    line, order = Line(served, Metrics()), []
+
+    def note(reader):
+        if reader.parts[-1].finish:
+            order.append(reader)
+
+    first, go = holding(served, line)
+    before = Reader(served, "Before", at_each=note, max_new_tokens=2)
+    stranger = Reader(served, "Stranger", at_each=note, max_new_tokens=2)
+    stranger.job.model = "other"
+    after = Reader(served, "After", at_each=note, max_new_tokens=2)
+    for reader in (before, stranger, after):
+        line.join(reader.job)
+    go.set()
+    assert all(reader.finish() for reader in (first, before, stranger, after))
+    assert order == [before, stranger, after]
+    line.close()
+
+
+def number(line, name):
+    """A figure of the line, as it is counted."""
+    return next(
+        float(text.split()[1])
+        for text in line.metrics.text().splitlines()
+        if text.startswith(name + " ")
+    )
+
+
+def test_a_pass_that_fails_ends_nothing_else(served, line, caplog):
     wrong, right = Reader(served, "Wrong"), Reader(served, "Right")
     wrong.job.ids = [10**6]  # no such token
     line.join(wrong.job)
     assert wrong.finish() == "error"
     line.join(right.job)
     assert right.finish() == "length"
-    assert "a batch failed" in caplog.text
+    assert "a pass through the model failed" in caplog.text
 
 
 class Letters:

@@ -56,6 +56,8 @@ class Norm(nn.Module):
 
     def value(self, x: Tensor) -> Tensor:
         """As forward, without a gradient."""
+        if x.dtype == torch.float32:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         normed, _ = self._normed(x)
         return self.weight * normed.to(x.dtype)
 

@@ -17,7 +17,7 @@ from suri.model.decoder import Decoder, Layer, rotary_frequencies, rotation_of
 from suri.model.elementwise import Norm
 from suri.model.kernels import product
 from suri.model.linear import Linear
-from suri.model.storage import Int8, Watched, nf4_roundtrip
+from suri.model.storage import STORAGE, Int8, Watched, nf4_roundtrip
 from suri.model.vector_math import settle
 from suri.model.weights import check_layers, open_weights
 
@@ -73,7 +73,7 @@ def load_decoder(
     if not config.tied_head:
         head = source("lm_head.weight", (config.vocab_size, config.hidden_size))
     norm = Norm(source("model.norm.weight", (config.hidden_size,)), config.norm_eps)
-    scorer = Int8([head]) if quantize == "int8" else None
+    scorer = STORAGE[quantize]([head]) if quantize.startswith("int8") else None
     decoder = Decoder(config, embedding, layers, norm, head, scorer)
     if adapter is not None:
         adapter.attach(decoder)

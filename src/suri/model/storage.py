@@ -95,24 +95,44 @@ class Deferred(nn.Module):
 
 
 class Int8Weight(nn.Module):
-    """A frozen weight as int8 with one scale per output row; products run in x's dtype."""
+    """A frozen weight as int8 with one scale per output row; what it is multiplied with is exact.
+
+    On a CPU each row of x becomes two digits to the base 256, 1/32512 of its largest entry the
+    unit, and both are multiplied in int8 with sums exact in int32: nothing depends on the batch,
+    and memory gives the weight once. Elsewhere the weight becomes x's dtype for each product.
+    """
 
     weight: Tensor
     scale: Tensor
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
         super().__init__()
-        pairs = [quantize_int8(weight) for weight in weights]
+        pairs = [quantize_int8(block) for block in _blocks(weights)]
         self.register_buffer("weight", torch.cat([weight for weight, _ in pairs]))
         self.register_buffer("scale", torch.cat([scale for _, scale in pairs]).squeeze(1))
 
     def product(self, x: Tensor) -> Tensor:
         """As in Storage."""
-        return F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
+        if x.is_cuda:
+            return F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
+        digits, unit = two_digits(x)
+        low, high = int8_product(digits, self.weight.t()).to(torch.float32).chunk(2)
+        return high.mul_(256).add_(low).mul_(unit).mul_(self.scale).to(x.dtype)
 
     def pullback(self, gradient: Tensor) -> Tensor:
         """As in Storage."""
         return (gradient * self.scale.to(gradient.dtype)) @ self.weight.to(gradient.dtype)
+
+
+def two_digits(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [T, n] as low and high digits, int8 [2 T, n], and the unit of each row, fp32 [T, 1].
+
+    x = unit * (256 high + low), to half a unit; the row's largest entry has 32512 of them.
+    """
+    unit = x.abs().amax(dim=1, keepdim=True).float().clamp_(min=1e-12).div_(32512)
+    # With 128 more the bytes are the digits, the low one with its highest bit turned over.
+    whole = (x / unit).add_(128.5).floor_().to(torch.int16).bitwise_xor_(128)
+    return whole.view(torch.int8).view(*x.shape, 2).permute(2, 0, 1).reshape(-1, x.shape[1]), unit
 
 
 class Int8(nn.Module):

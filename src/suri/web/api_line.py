@@ -1,15 +1,15 @@
-"""The line before the model: one thread answers what waits, in turn, like requests together."""
+"""The line before the model: one thread answers all who ask one model, a token each in a pass."""
 
 import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from threading import Condition, Event, Thread
 
-from suri.infer.generate import fit_together, stream_together
 from suri.infer.pieces import Pieces
 from suri.infer.served import Served
+from suri.infer.together import Row, Together
 from suri.recipe import Decoding
 from suri.web.api_metrics import Metrics
 
@@ -49,10 +49,10 @@ class Job:
         """Tokens of prompt and answer at most."""
         return len(self.ids) + self.decoding.max_new_tokens
 
-    @property
-    def kind(self) -> tuple[str, Decoding]:
-        """What requests that are answered together have in common."""
-        return self.model, replace(self.decoding, seed=0, max_new_tokens=1)
+    def begin(self) -> Row:
+        """The answer that is to be written."""
+        self.row = Row(list(self.ids), self.decoding, self.stop)
+        return self.row
 
     def take(self, token: int, eos_id: int) -> None:
         """Deliver what one more token makes certain."""
@@ -83,14 +83,15 @@ class Job:
 
 
 class Line:
-    """Requests wait here in order; the first one's like are answered with it, as one batch.
+    """Requests wait here in order; those of one model are answered at once, up to MOST_ROWS.
 
-    An answer does not depend on its batch. A batch is not joined once it has begun, so a request
-    waits for the longest answer of the batch before it.
+    A request joins the others between two passes, and its answer does not depend on them. Nobody
+    joins any more once the first who waits wants another model: the line never stands still.
     """
 
     def __init__(self, served: Served, metrics: Metrics) -> None:
         self.served, self.metrics = served, metrics
+        self.together = Together(served.decoder, served.tokenizer.eos_id)
         self.waiting: deque[Job] = deque()
         self.running: list[Job] = []
         self.changed = Condition()
@@ -122,8 +123,6 @@ class Line:
             self.closed = True
             left = list(self.waiting)
             self.waiting.clear()
-            for job in self.running:
-                job.stop.set()
             self._count()
             self.changed.notify()
         for job in left:
@@ -139,45 +138,60 @@ class Line:
         self.metrics.set("suri_running", len(self.running))
 
     def _work(self) -> None:
-        while batch := self._next():
+        while self._take():
             began = time.perf_counter()
             try:
-                self._answer(batch)
-            except Exception:  # one bad batch must not end the service
-                log.exception("a batch failed")
-                for job in batch:
-                    job.end("error")
+                self._pass()
+            except Exception:  # what one request did must not end the service
+                log.exception("a pass through the model failed")
+                self.together = Together(self.served.decoder, self.served.tokenizer.eos_id)
+                self._end_those(self.running, "error")
             self.metrics.add("suri_generation_seconds_total", time.perf_counter() - began)
-            self.metrics.add("suri_batches_total")
+            self.metrics.add("suri_passes_total")
+        self._end_those(self.running, "error")
 
-    def _next(self) -> list[Job]:
-        """The next batch, once there is one; none: the line is closed."""
+    def _take(self) -> bool:
+        """Let in who may join, once there is anybody; False: the line is closed."""
         with self.changed:
-            self.running = []
-            self._count()
-            self.changed.wait_for(lambda: self.waiting or self.closed)
+            self.changed.wait_for(lambda: self.waiting or self.running or self.closed)
             if self.closed:
-                return []
-            kind = self.waiting[0].kind
-            for job in [job for job in self.waiting if job.kind == kind]:
-                together = [*self.running, job]
-                fits = fit_together(self.served.decoder, [each.capacity for each in together])
-                if len(together) <= MOST_ROWS and fits:
-                    self.running = together
-            self.waiting = deque(job for job in self.waiting if job not in self.running)
+                return False
+            if not self.running:
+                model = self.waiting[0].model
+                self.served.become(model)
+                # Now, and only now, who wants this model passes those who want another.
+                for job in [job for job in self.waiting if job.model == model]:
+                    self._let_in(job)
+            while self.waiting and self._let_in(self.waiting[0]):
+                pass
             self._count()
-            return self.running
+        return True
 
-    def _answer(self, batch: list[Job]) -> None:
+    def _let_in(self, job: Job) -> bool:
+        """Whether the job could be put among those that are answered."""
+        other_model = self.running and self.running[0].model != job.model
+        full = len(self.running) >= MOST_ROWS or not self.together.fits(job.capacity)
+        if other_model or full:
+            return False
+        self.waiting.remove(job)
+        self.running.append(job)
+        self.together.join(job.begin())
+        self.metrics.add("suri_prompt_tokens_total", len(job.ids))
+        return True
+
+    def _pass(self) -> None:
+        """One token for everybody whose prompt has been read."""
         eos_id = self.served.tokenizer.eos_id
-        self.served.become(batch[0].model)
-        self.metrics.add("suri_prompt_tokens_total", sum(len(job.ids) for job in batch))
-        tokens = stream_together(
-            self.served.decoder, [job.ids for job in batch], eos_id,
-            [job.decoding for job in batch], [job.stop for job in batch],
-        )  # fmt: skip
-        for row, token in tokens:
-            batch[row].take(token, eos_id)
+        by_row = {job.row: job for job in self.running}
+        for row, token in self.together.step():
+            by_row[row].take(token, eos_id)
             self.metrics.add("suri_completion_tokens_total", int(token != eos_id))
-        for job in batch:
-            job.end("error" if self.closed else "gone" if job.stop.is_set() else "length")
+        # Of those who left, whoever has no finish yet was stopped.
+        self._end_those([job for job in self.running if job.row.ended], "gone")
+
+    def _end_those(self, jobs: list[Job], finish: str) -> None:
+        for job in jobs:
+            job.end("error" if self.closed else finish)
+        with self.changed:
+            self.running = [job for job in self.running if not job.finish]
+            self._count()

@@ -11,7 +11,7 @@ KINDS = {
     "suri_prompt_tokens_total": ("counter", "Tokens of prompts that were read."),
     "suri_completion_tokens_total": ("counter", "Tokens written."),
     "suri_generation_seconds_total": ("counter", "Seconds in which the model was at work."),
-    "suri_batches_total": ("counter", "Batches; requests that wait together share one."),
+    "suri_passes_total": ("counter", "Passes through the model; all who are answered share each."),
     "suri_queue_length": ("gauge", "Requests that wait for the model."),
     "suri_running": ("gauge", "Requests that the model is answering."),
 }
