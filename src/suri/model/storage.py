@@ -117,7 +117,7 @@ class Int8Weight(nn.Module):
             return F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
         digits, unit = two_digits(x)
         low, high = int8_product(digits, self.weight.t()).to(torch.float32).chunk(2)
-        return high.mul_(256).add_(low).mul_(unit).mul_(self.scale).to(x.dtype)
+        return low.add_(high, alpha=256).mul_(unit).mul_(self.scale).to(x.dtype)
 
     def pullback(self, gradient: Tensor) -> Tensor:
         """As in Storage."""
