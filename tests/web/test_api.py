@@ -476,8 +476,10 @@ def test_fifty_clients_get_the_answers_of_one(server, client):
         return chat(client, messages=messages, max_tokens=40, **sampled).choices[0].message.content
 
     alone = [ask(number) for number in range(50)]
-    before, passes = _resident(server.process.pid), metric(server, "suri_passes_total")
     with ThreadPoolExecutor(50) as pool:
+        for _ in range(2):  # libraries keep code for the sizes of passes that they met
+            assert list(pool.map(ask, range(50))) == alone
+        before, passes = _resident(server.process.pid), metric(server, "suri_passes_total")
         for _ in range(3):
             assert list(pool.map(ask, range(50))) == alone
     # 150 answers of up to 40 tokens, up to 16 of them in each pass
