@@ -7,7 +7,8 @@ import pytest
 import torch
 from test_decoder import packed_logits, seeded
 
-from conftest import make_model
+from conftest import make_model, need
+from suri.model import kernels
 from suri.model.load import load_decoder
 from suri.model.storage import (
     NF4,
@@ -108,18 +109,30 @@ def test_two_digits_by_hand() -> None:
     assert digits.tolist() == [[0, 0, -128, 0], [0] * 4, [-127, 1, 1, 0], [0] * 4]
 
 
-def test_int8_weight_multiplies_what_it_is_given() -> None:
-    """Against fp64, with an entry 300 times the others; and no row depends on those beside it."""
+@pytest.mark.parametrize("compiled", [True, False])
+def test_int8_weight_multiplies_what_it_is_given(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against fp64, with an entry 300 times the others, a few rows and many."""
+    if compiled:
+        need("numba")
+    else:
+        monkeypatch.setattr(kernels, "_int8_loop", lambda: None)
     weight = torch.randn(96, 500, generator=seeded(1))
     x = torch.randn(33, 500, generator=seeded(2))
     x[:, 77] *= 300
     stored = Int8Weight([weight[:40], weight[40:]])
     used = stored.weight.double() * stored.scale.double().unsqueeze(1)
-    bound = x.abs().amax(dim=1, keepdim=True) / 65024 * used.abs().sum(dim=1)
+    wanted = x.double() @ used.t()
+    bound = 1.001 * x.abs().amax(dim=1, keepdim=True) / 65024 * used.abs().sum(dim=1)
     found = stored.product(x)
-    assert ((found - x.double() @ used.t()).abs() <= bound * 1.001).all()
+    assert ((found - wanted).abs() <= bound).all()
     for row in range(len(x)):
-        assert torch.equal(stored.product(x[row : row + 1])[0], found[row])
+        alone = stored.product(x[row : row + 1])[0]
+        if compiled:
+            assert torch.allclose(alone.double(), wanted[row], rtol=1e-5, atol=1e-4)
+        else:
+            assert torch.equal(alone, found[row])
 
 
 def test_int8_products_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""The operators that torch does not document, each with a plain way to the same result."""
+"""Operators that torch does not document or have, each with a plain way to the same result."""
 
 import ctypes
 import functools
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -48,6 +49,41 @@ def int8_product(x: Tensor, weight: Tensor) -> Tensor:
     Runs on the processor's dot products of bytes (VNNI) where it has them.
     """
     return torch._int_mm(x, weight)
+
+
+def int8_rows(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor | None:
+    """x fp32 [T, in] times int8 [out, in], transposed, times scale fp32 [out]: fp32 [T, out].
+
+    For a few rows on a CPU, where each weight is read once and nothing else costs. None where
+    numba, which compiles the loop when it is first met, is not installed.
+    """
+    loop = _int8_loop()
+    if loop is None:
+        return None
+    y = x.new_empty(len(x), len(weight))
+    loop(weight.numpy(), scale.numpy(), x.detach().contiguous().numpy(), y.numpy())
+    return y
+
+
+@functools.cache
+def _int8_loop() -> Any:
+    try:
+        import numba
+    except ImportError:
+        return None
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+
+    # fastmath: sums in any order, as every other product.
+    @numba.njit(parallel=True, fastmath=True)  # type: ignore[untyped-decorator]
+    def loop(weight: Any, scale: Any, x: Any, y: Any) -> None:
+        for out in numba.prange(weight.shape[0]):
+            for row in range(x.shape[0]):
+                total = np.float32(0)
+                for i in range(weight.shape[1]):
+                    total += np.float32(weight[out, i]) * x[row, i]
+                y[row, out] = total * scale[out]
+
+    return loop
 
 
 def has_flash() -> bool:

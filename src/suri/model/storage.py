@@ -8,12 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from suri.errors import UsageError
-from suri.model.kernels import int8_product, product
+from suri.model.kernels import int8_product, int8_rows, product
 
 NF4_BLOCK = 64
 """Weights that share one scale; QLoRA's block size (Dettmers et al., 2023, arXiv:2305.14314)."""
 BLOCK_BYTES = 16_000_000
 """Most bytes of a weight, in fp32, that are quantised at once."""
+FEW_ROWS = 4
+"""Up to so many rows reading an int8 weight takes longer than multiplying with it."""
 OUTLIER = 8.0
 """A column whose largest entry is this many times the columns' median stays exact."""
 MOST_OUTLIERS = 1 / 32
@@ -97,9 +99,9 @@ class Deferred(nn.Module):
 class Int8Weight(nn.Module):
     """A frozen weight as int8 with one scale per output row; what it is multiplied with is exact.
 
-    On a CPU each row of x becomes two digits to the base 256, 1/32512 of its largest entry the
-    unit, and both are multiplied in int8 with sums exact in int32: nothing depends on the batch,
-    and memory gives the weight once. Elsewhere the weight becomes x's dtype for each product.
+    On a CPU a few rows are multiplied as they are. Of many, each becomes two digits to the base
+    256, 1/32512 of its largest entry the unit, and both are multiplied in int8 with sums exact in
+    int32. Elsewhere the weight becomes x's dtype for each product.
     """
 
     weight: Tensor
@@ -115,6 +117,10 @@ class Int8Weight(nn.Module):
         """As in Storage."""
         if x.is_cuda:
             return F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
+        if len(x) <= FEW_ROWS and x.dtype == torch.float32:
+            found = int8_rows(x, self.weight, self.scale)
+            if found is not None:
+                return found
         digits, unit = two_digits(x)
         low, high = int8_product(digits, self.weight.t()).to(torch.float32).chunk(2)
         return low.add_(high, alpha=256).mul_(unit).mul_(self.scale).to(x.dtype)
