@@ -27,7 +27,7 @@ from suri.train.machine import environment
 
 RESULTS = Path(__file__).parent / "results" / "decoding.json"
 BATCHES, TOKENS, ROUNDS = (1, 4, 16), 64, 5
-ROWS, MOST = 32, 128
+ROWS, MOST = 32, 64
 NEVER = -1
 """An end-of-text token that does not come: every answer has the same length."""
 Way = Callable[[list[list[int]], int, int], tuple[float, int]]

@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+TURNED = range(8, 65)
+"""For so many rows oneDNN is asked for weight x^T: it copies its second factor into blocks of its
+own first, and x is the smaller one (1.1 to 1.3 times as fast)."""
 MAPPED_BYTES, KEPT_BYTES = 8 << 20, 1 << 30
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """glibc's names in malloc.h."""
@@ -25,7 +28,10 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     their wide registers unused (on a Zen 5 with AVX-512 it reached 215 GFLOP/s, oneDNN 480).
     """
     if x.dtype == torch.float32 and x.device.type == "cpu" and _onednn_multiplies():
-        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""))
+        multiply = torch.ops.mkldnn._linear_pointwise
+        if len(x) in TURNED:
+            return cast(Tensor, multiply(weight, x, None, "none", [], "").t().contiguous())
+        return cast(Tensor, multiply(x, weight, None, "none", [], ""))
     return F.linear(x, weight)
 
 
