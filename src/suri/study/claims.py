@@ -94,11 +94,21 @@ def _take(claim: Path, me: dict[str, Any], every: float, silent: float) -> None:
             if now != seen:
                 seen, since = now, time.monotonic()
             if _has_ended(now) or time.monotonic() - since > silent:
-                claim.unlink(missing_ok=True)
+                _put_aside(claim, now, own.with_suffix(".old"))
             else:
                 time.sleep(min(every, 0.5))
     finally:
         own.unlink(missing_ok=True)
+
+
+def _put_aside(claim: Path, judged: dict[str, Any], aside: Path) -> None:
+    """Remove the claim that was judged, and no newer one of somebody who was quicker."""
+    with suppress(FileNotFoundError):
+        claim.rename(aside)
+        if read_object(aside) != judged:
+            with suppress(FileExistsError):
+                os.link(aside, claim)
+        aside.unlink()
 
 
 def _has_ended(who: dict[str, Any]) -> bool:

@@ -6,6 +6,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,12 @@ class RayExecutor:
         self.sign = folder / node.SIGN
         write_text(self.sign, self.key)
         self._look_around(folder)
-        report = self.ray.get(self._start(node.reckon, trials[0], trials, folder, Path.cwd()))
-        found: dict[str, Any] = self._found(report, folder)
-        return found
+        for _ in range(1 + OTHER_NODES):
+            report = self._report(self._start(node.reckon, trials[0], trials, folder, Path.cwd()))
+            if report is not None:
+                found: dict[str, Any] = self._found(report, folder)
+                return found
+        raise SuriError("every node that reckoned the study's budget was lost")
 
     def carry_out(
         self, trials: Sequence[Trial], folder: Path, say: Say
@@ -109,20 +113,17 @@ class RayExecutor:
                     if report is None:
                         lost[trial.name] += 1
                         note_attempt(folder, attempt(trial, started, None))
-                        if lost[trial.name] <= OTHER_NODES:
-                            say(f"{trial.name}: its node is lost; it goes on elsewhere")
-                            running |= [self._begin(trial, folder)]
-                            continue
-                        say(f"{trial.name}: failed, its node was lost {lost[trial.name]} times")
-                        yield failed(trial, folder, "every node that it ran on was lost", 1)
-                        continue
+                        report = _lost(trial, folder, lost[trial.name])
                     one = self._found(report, folder)
-                    if one is None:
-                        say(f"{trial.name}: told to stop on {report['where']}")
+                    if one is not None:
+                        say(f"{trial.name}: {one['status']} {one['reason']}{report['where']}")
+                        yield one
+                    elif report.get("again"):
+                        say(f"{trial.name}: its node is lost; it goes on elsewhere")
+                        running |= [self._begin(trial, folder)]
+                    else:
+                        say(f"{trial.name}: told to stop{report['where']}")
                         stop.set()
-                        continue
-                    say(f"{trial.name}: {one['status']} {one['reason']} on {report['where']}")
-                    yield one
             if stop.is_set():
                 self._stop(running, folder, say)
 
@@ -153,9 +154,7 @@ class RayExecutor:
             for one in self.ray.nodes()
             if one["Alive"]
         ]
-        from importlib.metadata import version
-
-        for report in self.ray.get(refs):
+        for report in filter(None, map(self._report, refs)):  # a node may be lost meanwhile
             _raise_problem(report)
             if report["suri"] != version("suri"):
                 raise UsageError(
@@ -256,6 +255,14 @@ def _ray(on: str) -> Any:
             "here, one after the other",
         ) from None
     return ray
+
+
+def _lost(trial: Trial, folder: Path, times: int) -> node.Report:
+    """The report of a trial whose node was lost so many times."""
+    if times <= OTHER_NODES:
+        return {"found": None, "again": True, "where": ""}
+    reason = f"every node that it ran on was lost, {times} in all"
+    return {"found": failed(trial, folder, reason, 1), "where": ""}
 
 
 def _raise_problem(report: node.Report) -> None:

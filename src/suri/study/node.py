@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -37,13 +38,17 @@ def reckon(trials: Sequence[Trial], folder: Path, cwd: Path) -> Report:
 
 
 def carry_out(trial: Trial, folder: Path, key: str, cwd: Path) -> Report:
-    """`run_trial`, once nobody else is at it; `found` is None where it was told to stop."""
+    """`run_trial`, once nobody else is at it; `found` is None where it was told to stop.
+
+    `again` says that it was stopped because another machine had taken the trial over.
+    """
     tie, place = Tie(_here(cwd)), place_of(trial, folder)
     notes: list[Report] = []
-    where = socket.gethostname()
+    where, taken = socket.gethostname(), threading.Event()
 
     def beat(is_ours: bool) -> None:
         if not is_ours:
+            taken.set()
             tie.stop(signal.SIGKILL)  # somebody else goes on with it already
         elif not tie.told and not is_wanted(folder, key):
             tie.stop()
@@ -60,7 +65,8 @@ def carry_out(trial: Trial, folder: Path, key: str, cwd: Path) -> Report:
     return report | {
         "notes": [note | {"where": where} for note in notes],
         "records": tie.records,
-        "where": where,
+        "again": taken.is_set(),
+        "where": f" on {where}",
     }
 
 
