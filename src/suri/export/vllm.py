@@ -15,6 +15,10 @@ from suri.model.adapter_file import read_adapter, write_adapter
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as --max-lora-rank. Source: MaxLoRARanks in its vllm/config/lora.py."""
+OVER_NF4 = (
+    "it was trained over a base in nf4, and vLLM serves it over the base as it is: answers may "
+    "differ a little from those of `suri chat`; a merged folder has the sum of training"
+)
 ROWS = slice(64)
 """Rows of every module on which what was written is held against the adapter."""
 CLOSE = 1e-5
@@ -43,8 +47,8 @@ def write_vllm(base: Path | None, adapter_folder: Path, out: Path) -> list[str]:
             )
         write_text(folder / "README.md", _card(merge, command, out.name))
     notes = [f"ok   every module adds the same: {difference:.1e} <= {CLOSE:.0e}", command]
-    if merge.adapter.base.get("quantize", "none") != "none":
-        notes.append(f"note: {_quantized(merge.adapter)}")
+    if merge.adapter.base.get("quantize") == "nf4":
+        notes.append(f"note: {OVER_NF4}")
     return notes
 
 
@@ -115,17 +119,10 @@ def _difference(adapter: Adapter, written: Adapter) -> float:
     return largest
 
 
-def _quantized(adapter: Adapter) -> str:
-    return (
-        f"it was trained over a base in {adapter.base['quantize']}, and vLLM serves it over the "
-        "base as it is: answers may differ a little from those of `suri chat`"
-    )
-
-
 def _card(merge: Merge, command: str, name: str) -> str:
     adapter = merge.adapter
     assert adapter is not None
-    note = f"\n{_quantized(adapter)}.\n" if adapter.base.get("quantize", "none") != "none" else ""
+    note = f"\nNote: {OVER_NF4}.\n" if adapter.base.get("quantize") == "nf4" else ""
     return f"""---
 library_name: peft
 pipeline_tag: text-generation

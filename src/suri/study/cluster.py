@@ -13,6 +13,7 @@ from typing import Any
 from suri.errors import Preempted, SuriError, UsageError
 from suri.files import write_text
 from suri.study import node
+from suri.study.claims import holder
 from suri.study.plan import Trial
 from suri.study.process import note_process
 from suri.study.trials import (
@@ -112,7 +113,8 @@ class RayExecutor:
                     report = self._report(ref)
                     if report is None:
                         lost[trial.name] += 1
-                        note_attempt(folder, attempt(trial, started, None))
+                        where = str(holder(place_of(trial, folder)).get("host", ""))
+                        note_attempt(folder, attempt(trial, started, None) | {"where": where})
                         report = _lost(trial, folder, lost[trial.name])
                     one = self._found(report, folder)
                     if one is not None:

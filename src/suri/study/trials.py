@@ -273,7 +273,14 @@ def _summary(
         "environment": read_object(run / "environment.json"),
         "measured_in": place,
         "held_out_rows": held_out_rows,
-        "threats": threats(recipe, held_out_rows, place, seeds=len(plan.seeds)),
+        "threats": threats(
+            recipe, held_out_rows, place, seeds=len(plan.seeds), on_a_cluster=_on_a_cluster(folder)
+        ),
         "trials": found,
         **summarise_trials(found),
     }
+
+
+def _on_a_cluster(folder: Path) -> bool:
+    """Whether any attempt says on which node it was."""
+    return any("where" in entry for entry in read_json_lines(folder / ATTEMPTS))
