@@ -109,14 +109,11 @@ def listening(pid):
     """The addresses, as the kernel writes them, on which a process takes connections."""
     try:
         links = [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
+        tables = [Path(f"/proc/{pid}/net/{name}").read_text() for name in ("tcp", "tcp6")]
     except OSError:
-        return set()
+        return set()  # it has ended
     inodes = set(re.findall(r"socket:\[(\d+)\]", " ".join(links)))
-    rows = [
-        line.split()
-        for name in ("tcp", "tcp6")
-        for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]
-    ]
+    rows = [line.split() for table in tables for line in table.splitlines()[1:]]
     return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes}
 
 

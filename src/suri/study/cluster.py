@@ -113,18 +113,17 @@ class RayExecutor:
                     report = self._report(ref)
                     if report is None:
                         lost[trial.name] += 1
-                        where = str(holder(place_of(trial, folder)).get("host", ""))
-                        note_attempt(folder, attempt(trial, started, None) | {"where": where})
-                        report = _lost(trial, folder, lost[trial.name])
-                    one = self._found(report, folder)
+                        report = _lost(trial, folder, started, lost[trial.name])
+                    one, where = self._found(report, folder), report["where"]
                     if one is not None:
-                        say(f"{trial.name}: {one['status']} {one['reason']}{report['where']}")
+                        reason = one["reason"] and f": {one['reason']}"
+                        say(f"{trial.name}: {one['status']} on {where}{reason}")
                         yield one
-                    elif report.get("again"):
-                        say(f"{trial.name}: its node is lost; it goes on elsewhere")
+                    elif report["again"]:
+                        say(f"{trial.name}: its node is lost ({where}); it goes on elsewhere")
                         running |= [self._begin(trial, folder)]
                     else:
-                        say(f"{trial.name}: told to stop{report['where']}")
+                        say(f"{trial.name}: told to stop on {where}")
                         stop.set()
             if stop.is_set():
                 self._stop(running, folder, say)
@@ -259,12 +258,19 @@ def _ray(on: str) -> Any:
     return ray
 
 
-def _lost(trial: Trial, folder: Path, times: int) -> node.Report:
-    """The report of a trial whose node was lost so many times."""
-    if times <= OTHER_NODES:
-        return {"found": None, "again": True, "where": ""}
-    reason = f"every node that it ran on was lost, {times} in all"
-    return {"found": failed(trial, folder, reason, 1), "where": ""}
+def _lost(trial: Trial, folder: Path, started: float, times: int) -> node.Report:
+    """The report of a trial whose node was lost, so many times by now."""
+    where = str(holder(place_of(trial, folder)).get("host", "a node"))
+    report: node.Report = {
+        "found": None,
+        "again": times <= OTHER_NODES,
+        "where": where,
+        "notes": [attempt(trial, started, None) | {"where": where}],
+    }
+    if not report["again"]:
+        reason = f"every node that it ran on was lost, {times} in all"
+        report["found"] = failed(trial, folder, reason, 1)
+    return report
 
 
 def _raise_problem(report: node.Report) -> None:

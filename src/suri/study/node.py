@@ -66,7 +66,7 @@ def carry_out(trial: Trial, folder: Path, key: str, cwd: Path) -> Report:
         "notes": [note | {"where": where} for note in notes],
         "records": tie.records,
         "again": taken.is_set(),
-        "where": f" on {where}",
+        "where": where,
     }
 
 
