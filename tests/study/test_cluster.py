@@ -65,10 +65,8 @@ def cluster(ray_settings, monkeypatch):
     """Three nodes of one core each beside a head without any."""
     from ray.cluster_utils import Cluster
 
-    nodes = Cluster(
-        initialize_head=True, shutdown_at_exit=False,
-        head_node_args={"num_cpus": 0, "include_dashboard": False},
-    )  # fmt: skip
+    head = {"num_cpus": 0, "include_dashboard": False}
+    nodes = Cluster(initialize_head=True, head_node_args=head)  # ends with this process, too
     monkeypatch.setenv("RAY_ADDRESS", nodes.address)
     try:
         for _ in range(3):
