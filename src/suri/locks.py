@@ -51,7 +51,7 @@ def claiming(folder: Path) -> Iterator[None]:
     except ImportError:
         yield
         return
-    me = {"pid": os.getpid(), "host": socket.gethostname(), "boot": _boot()}
+    me = {"pid": os.getpid(), "host": socket.gethostname(), "boot": boot()}
     with (folder / LOCK).open("a+", encoding="utf-8") as stream:
         held = _holder(stream)
         who = f"process {held.get('pid', '?')} on {held.get('host', '?')}"
@@ -91,7 +91,7 @@ def _holder(stream: TextIO) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _boot() -> str:
+def boot() -> str:
     """What tells one start of this machine from the next, where the system says it."""
     place = Path("/proc/sys/kernel/random/boot_id")
     return place.read_text(encoding="ascii").strip() if place.is_file() else ""

@@ -22,8 +22,9 @@ class MergeFlags:
 
     run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
     """Run folder, or any LoRA adapter folder in PEFT's format."""
-    to: Literal["hf", "meta", "gguf"]
-    """hf: a Hugging Face folder. meta: consolidated.00.pth and params.json. gguf: model.gguf."""
+    to: Literal["hf", "meta", "gguf", "vllm"]
+    """hf: a Hugging Face folder. meta: consolidated.00.pth and params.json. gguf: model.gguf.
+    vllm: nothing is folded; the adapter as vLLM serves it over its base, and the command."""
     output_dir: str
     """Folder to write; it must not exist yet."""
     base_model: str = ""
@@ -69,7 +70,21 @@ class VerifyFlags:
 def run_merge(args: list[str]) -> None:
     """Parse `suri merge`, write the folder and print its certificate; the last line is PASS."""
     flags = parse(MergeFlags, args, "suri merge")
+    if flags.to == "vllm":
+        _write_beside(flags)
+        return
     _write(flags, flags.base_model, Path(flags.run.strip()), flags.merge_base)
+
+
+def _write_beside(flags: MergeFlags) -> None:
+    """Write an adapter for vLLM; the last line is PASS."""
+    from suri.export.vllm import write_vllm
+    from suri.model.weights import find_base
+
+    base = find_base(flags.base_model) if flags.base_model.strip() else None
+    out = Path(flags.output_dir.strip())
+    print(*write_vllm(base, Path(flags.run.strip()), out), sep="\n")
+    print(f"PASS vllm {out}")
 
 
 def run_convert(args: list[str]) -> None:

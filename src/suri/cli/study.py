@@ -1,12 +1,15 @@
 """`suri compare`, `suri study` and `suri report`: run, print a table, say where the report is."""
 
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
@@ -18,7 +21,8 @@ from suri.study.measures import MEASURES, SPEEDS, Measure, method_label, way_lab
 from suri.study.plan import read_plan
 from suri.study.report import COMPARE, STUDY, write_report
 from suri.study.task import compare_plan
-from suri.study.trials import run_plan
+from suri.study.trials import HERE, Executor, Say, run_plan
+from suri.study.watch import Row
 from suri.study.wording import number
 
 
@@ -32,6 +36,10 @@ class StudyCommand:
     """Folder for the results ("": the plan's name, here)."""
     check: bool = False
     """Only say which trials there are, what is held equal, and whether they fit."""
+    on: str = ""
+    """Where trials run ("": here, one after the other): ray, ray://auto or ray://HOST:PORT."""
+    cpus: int = 0
+    """With --on: cores of a trial (0: all of the smallest node; with GPUs, a GPU's part)."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,9 @@ def run_study(argv: list[str]) -> None:
     """Parse and run `suri study PLAN.toml`."""
     asked = parse(StudyCommand, argv, "suri study", positional=True)
     folder = Path(asked.output_dir.strip() or asked.plan.stem)
-    report = run_plan(read_plan(asked.plan), folder, _speaker(), only_check=asked.check)
+    plan, console = read_plan(asked.plan), Console(highlight=False)
+    with _executor(asked, console) as on:
+        report = run_plan(plan, folder, _speaker(console), on=on, only_check=asked.check)
     if not asked.check:
         _finish(report)
 
@@ -75,10 +85,41 @@ def run_report(argv: list[str]) -> None:
     _finish(*written, folder=asked.folders[0])
 
 
-def _speaker() -> Any:
+@contextmanager
+def _executor(asked: StudyCommand, console: Console) -> Iterator[Executor]:
+    """Where the trials run; on a terminal those of a cluster are shown in one table."""
+    if asked.cpus < 0 or (asked.cpus and not asked.on.strip()):
+        raise UsageError(f"--cpus {asked.cpus} is no share of a node", do="it goes with --on ray")
+    if not asked.on.strip():
+        yield HERE
+        return
+    from suri.study.cluster import ray_executor
+
+    with (
+        Live(console=console, auto_refresh=False, transient=True) as live,
+        ray_executor(asked.on.strip(), asked.cpus, lambda rows: _show(live, rows)) as on,
+    ):
+        yield on
+
+
+def _show(live: Live, rows: Sequence[Row]) -> None:
+    """All trials that are not done yet, those that wait last."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("trial", "where", "step", "attempts"):
+        table.add_column(column, justify="left" if column in ("trial", "where") else "right")
+    for row in sorted(rows, key=lambda row: not row.where):
+        table.add_row(
+            escape(row.name), escape(row.where) or "[dim]waits[/]", f"{row.step}/{row.steps}",
+            str(row.attempts),
+        )  # fmt: skip
+    if live.console.is_terminal:
+        live.update(table, refresh=True)
+
+
+def _speaker(console: Console | None = None) -> Say:
     """A function that prints what is being done, and the seconds since the start."""
     started = time.perf_counter()
-    console = Console(highlight=False)
+    console = console or Console(highlight=False)
 
     def say(text: str) -> None:
         seconds = f"{time.perf_counter() - started:6.0f} s"

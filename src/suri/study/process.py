@@ -1,13 +1,17 @@
 """Run this program's own modules as processes, so that what they load and hold ends with them."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from suri.errors import SuriError
+from suri.errors import Preempted, SuriError
 from suri.files import append_json_line, write_json
 from suri.reading import read_object
 
@@ -30,6 +34,39 @@ class Failed(SuriError):
         self.exit_code = code if code > 0 else 1
 
 
+@dataclass
+class Tie:
+    """What holds processes to the one that starts them, on a machine that is not the user's own.
+
+    They end with it, can be told to stop, and what ran is kept in `records` for whoever gathers it.
+    """
+
+    cwd: Path | None = None
+    records: list[dict[str, Any]] = field(default_factory=list)
+    process: subprocess.Popen[bytes] | None = None
+    told: bool = False
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """Tell the process under way, and all that would follow, to stop; for any thread."""
+        self.told = True
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+
+
+_tie: Tie | None = None
+
+
+@contextmanager
+def tied(tie: Tie) -> Iterator[None]:
+    """Within this, `run_module` starts processes that are tied to this one."""
+    global _tie
+    _tie = tie
+    try:
+        yield
+    finally:
+        _tie = None
+
+
 def run_module(
     module: str,
     arguments: Sequence[str],
@@ -42,31 +79,56 @@ def run_module(
     """Run `python -m module arguments`, everything it prints going to the file `terminal`.
 
     That it ran is noted in the folder `results`, which `terminal` lies below. Raises Failed with
-    the error it printed, and with `do` as what helps.
+    the error it printed, and with `do` as what helps; Preempted where a tie was told to stop.
     """
     terminal.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    command = [sys.executable, "-m", module, *arguments]
     with terminal.open("w", encoding="utf-8") as stream:
-        # Inherited descriptors: the lock on a folder is held as long as somebody works in it.
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=stream,
-            check=False,
-            close_fds=False,
-        )
+        code = _run([module, *arguments], stream)
     place = str(results.absolute())
     entry = {
         "command": " ".join([module, *arguments]).replace(place, "."),
         "terminal": str(terminal.absolute().relative_to(place)),
         "seconds": round(time.perf_counter() - started, 1),
-        "exit_code": done.returncode,
+        "exit_code": code,
     }
-    append_json_line(results / RECORD, entry)
-    if done.returncode:
-        raise Failed(what, terminal, done.returncode, f"{do}; " if do else "")
+    note_process(results, entry)
+    if _tie is not None and _tie.told:
+        raise Preempted(f"{what} was told to stop")
+    if code:
+        raise Failed(what, terminal, code, f"{do}; " if do else "")
+
+
+def note_process(results: Path, entry: dict[str, Any]) -> None:
+    """Note that a process ran; a tie keeps it, because appending over a network loses lines."""
+    if _tie is not None:
+        _tie.records.append(entry)
+    else:
+        append_json_line(results / RECORD, entry)
+
+
+def _run(words: list[str], stream: IO[str]) -> int:
+    """The exit code of `python -m words`, which prints into `stream`."""
+    tie = _tie
+    if tie is None:
+        # Inherited descriptors: the lock on a folder is held as long as somebody works in it.
+        return subprocess.run(
+            [sys.executable, "-m", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            check=False,
+            close_fds=False,
+        ).returncode
+    if tie.told:
+        return Preempted.exit_code
+    command = [sys.executable, "-m", "suri.study.tied", str(os.getpid()), *words]
+    tie.process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, cwd=tie.cwd
+    )
+    if tie.told:  # in the meantime, by another thread
+        tie.stop()
+    return tie.process.wait()
 
 
 def measure(spec: dict[str, Any], work: Path, *, what: str, results: Path) -> dict[str, Any]:

@@ -253,8 +253,9 @@ def _on_rows(group: Mapping[str, Any]) -> str:
 
 
 def threats(
-    recipe: Mapping[str, Any], rows: int, environment: Mapping[str, Any], *, seeds: int
-) -> list[str]:
+    recipe: Mapping[str, Any], rows: int, environment: Mapping[str, Any], *, seeds: int,
+    on_a_cluster: bool = False,
+) -> list[str]:  # fmt: skip
     """Why these numbers may not hold elsewhere, from what this run was."""
     covers = (
         "{rows} held-out rows and {seeds} seeds: differences smaller than the intervals cannot be "
@@ -285,4 +286,11 @@ def threats(
             "times are too long, and their ratios unreliable."
         )
         found.append(tr(text, load=load, cores=cores))
+    if on_a_cluster:
+        found.append(
+            tr(
+                "The trials ran on a cluster, some at the same time: their times can be compared "
+                "as far as its machines and GPUs are alike."
+            )
+        )
     return found

@@ -2,10 +2,10 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import tomli_w
 
@@ -25,16 +25,52 @@ from suri.study.statements import threats
 from suri.study.study_summary import summarise_trials
 
 Say = Callable[[str], None]
+Note = Callable[[dict[str, Any]], None]
+"""Takes one line of what was started."""
 CURVE_POINTS = 400
+FAILED, MEASURED = "failed.json", "judged/measured.json"
 ATTEMPTS = "attempts.jsonl"
 """One line for everything that was started, appended and never changed."""
 
 
-def run_plan(plan: Plan, folder: Path, say: Say, *, only_check: bool = False) -> Path:
+class Executor(Protocol):
+    """Where the work of a study is done."""
+
+    def budget(self, trials: Sequence[Trial], folder: Path) -> dict[str, Any]:
+        """What `common_budget` finds where the trials will run."""
+
+    def carry_out(
+        self, trials: Sequence[Trial], folder: Path, say: Say
+    ) -> Iterator[dict[str, Any]]:
+        """What `run_trial` gives for each trial, in the order in which they end."""
+
+
+class Here:
+    """One trial after the other, on this machine."""
+
+    def budget(self, trials: Sequence[Trial], folder: Path) -> dict[str, Any]:
+        """Reckoned on this machine."""
+        return common_budget(trials, folder)
+
+    def carry_out(
+        self, trials: Sequence[Trial], folder: Path, say: Say
+    ) -> Iterator[dict[str, Any]]:
+        """In the order of the plan."""
+        for number, trial in enumerate(trials, start=1):
+            say(f"trial {number} of {len(trials)}: {trial.name}")
+            yield run_trial(trial, folder, say, lambda entry: note_attempt(folder, entry))
+
+
+HERE = Here()
+
+
+def run_plan(
+    plan: Plan, folder: Path, say: Say, *, on: Executor = HERE, only_check: bool = False
+) -> Path:
     """Run what is not finished yet, write summary.json and report.html; returns the report.
 
-    `only_check` ends before the first trial. Raises UsageError for a folder of something else;
-    the last failure where no trial finished; Preempted where a trial was told to stop.
+    `on` is where, `only_check` ends before the first trial. Raises UsageError for a folder of
+    something else; the last failure where no trial finished; Preempted where one was told to stop.
     """
     if folder.is_dir() and any(folder.iterdir()) and not (folder / DATA).is_dir():
         raise UsageError(
@@ -45,7 +81,7 @@ def run_plan(plan: Plan, folder: Path, say: Say, *, only_check: bool = False) ->
         folder, lambda: say("waiting for another study in this folder, or its last trial")
     ):
         held_out = write_rows(plan, folder)
-        budget = common_budget(list(trials_of(plan, folder)), folder)
+        budget = on.budget(list(trials_of(plan, folder)), folder)
         plan = with_budget(plan, budget["token_budget"])
         trials = list(trials_of(plan, folder))
         equal = held_equal(plan, budget["token_budget"], len(held_out))
@@ -54,10 +90,10 @@ def run_plan(plan: Plan, folder: Path, say: Say, *, only_check: bool = False) ->
             say(f"  {name}: {value}")
         if only_check:
             return folder
-        found = []
-        for number, trial in enumerate(trials, start=1):
-            say(f"trial {number} of {len(trials)}: {trial.name}")
-            found.append(run_trial(trial, folder, say))
+        ended: dict[str, dict[str, Any]] = {}
+        for one in on.carry_out(trials, folder, say):
+            ended[one["name"]] = one
+            found = [ended[trial.name] for trial in trials if trial.name in ended]
             if any(one["status"] == "finished" for one in found):  # a study that is cut has this
                 summary = _summary(plan, len(held_out), found, folder)
                 write_json(folder / STUDY, summary | {"equal": equal})
@@ -66,42 +102,41 @@ def run_plan(plan: Plan, folder: Path, say: Say, *, only_check: bool = False) ->
         return write_report(folder)[0]
 
 
-def run_trial(trial: Trial, folder: Path, say: Say) -> dict[str, Any]:
+def run_trial(trial: Trial, folder: Path, say: Say, note: Note) -> dict[str, Any]:
     """Train unless that is done, then judge every held-out row, and collect the numbers.
 
-    A trial that was cut goes on from its last saved state.
+    A trial that was cut goes on from its last saved state; `note` is told of this attempt.
     """
-    place = folder / "trials" / trial.name
-    run, failure = place / "run", place / "failed.json"
+    place = place_of(trial, folder)
+    run = place / "run"
     started = time.time()
     try:
         if (run / "result.json").is_file():
             say("  finished already")
         else:
             _train(trial, place, folder)
-        if not (place / "judged" / "measured.json").is_file():
+        if not (place / MEASURED).is_file():
             what = f"evaluating {trial.name}"
             measure(_spec(trial, run), place / "judged", what=what, results=folder)
     except SuriError as problem:
-        _note(folder, trial, started, problem.exit_code)
+        note(attempt(trial, started, problem.exit_code))
         if problem.exit_code == Preempted.exit_code:
             raise Preempted(
                 f"trial {trial.name} was told to stop", do="the same command goes on"
             ) from problem
         reason = problem.found or problem.what
         say(f"  failed: {reason}")
-        write_json(failure, {"reason": reason, "exit_code": problem.exit_code})
-        return _identity(trial) | {"status": "failed", "reason": reason}
-    failure.unlink(missing_ok=True)
-    _note(folder, trial, started, 0)
-    judged = read_object(place / "judged" / "measured.json")
-    return _identity(trial) | collect(run, judged, _attempts(place))
+        return failed(trial, folder, reason, problem.exit_code)
+    (place / FAILED).unlink(missing_ok=True)
+    note(attempt(trial, started, 0))
+    judged = read_object(place / MEASURED)
+    return _identity(trial) | collect(run, judged, attempts_of(place))
 
 
 def _train(trial: Trial, place: Path, folder: Path) -> None:
     """Start the trial, or let it go on where a saved state is; every attempt has its terminal."""
     run = place / "run"
-    number = _attempts(place) + 1
+    number = attempts_of(place) + 1
     recipe = place / "recipe.toml"
     write_text(recipe, tomli_w.dumps(settings_of(trial.recipe) | {"overwrite": True}))
     arguments = ["train", "--recipe", str(recipe)]
@@ -116,13 +151,38 @@ def _train(trial: Trial, place: Path, folder: Path) -> None:
     )
 
 
-def _attempts(place: Path) -> int:
+def place_of(trial: Trial, folder: Path) -> Path:
+    """The folder of a trial."""
+    return folder / "trials" / trial.name
+
+
+def is_done(trial: Trial, folder: Path) -> bool:
+    """Whether a trial is trained and judged."""
+    place = place_of(trial, folder)
+    return (place / "run" / "result.json").is_file() and (place / MEASURED).is_file()
+
+
+def failed(trial: Trial, folder: Path, reason: str, code: int) -> dict[str, Any]:
+    """Note beside a trial why it failed; returns what the summary holds of it."""
+    write_json(place_of(trial, folder) / FAILED, {"reason": reason, "exit_code": code})
+    return _identity(trial) | {"status": "failed", "reason": reason}
+
+
+def attempts_of(place: Path) -> int:
+    """How often the training of the trial in this folder was started."""
     return len(list(place.glob("terminal-*.txt")))
 
 
-def _note(folder: Path, trial: Trial, started: float, code: int) -> None:
+def attempt(trial: Trial, started: float, code: int | None) -> dict[str, Any]:
+    """A line for a trial that was started at this time; without a code it ended unseen."""
     seconds = round(time.time() - started, 1)
-    entry = {"trial": trial.name, "started": round(started), "seconds": seconds, "exit_code": code}
+    return {
+        "trial": trial.name, "started": round(started), "seconds": seconds, "exit_code": code
+    }  # fmt: skip
+
+
+def note_attempt(folder: Path, entry: dict[str, Any]) -> None:
+    """Append to what was started; only by who holds the study's folder."""
     append_json_line(folder / ATTEMPTS, entry)
 
 
@@ -213,7 +273,14 @@ def _summary(
         "environment": read_object(run / "environment.json"),
         "measured_in": place,
         "held_out_rows": held_out_rows,
-        "threats": threats(recipe, held_out_rows, place, seeds=len(plan.seeds)),
+        "threats": threats(
+            recipe, held_out_rows, place, seeds=len(plan.seeds), on_a_cluster=_on_a_cluster(folder)
+        ),
         "trials": found,
         **summarise_trials(found),
     }
+
+
+def _on_a_cluster(folder: Path) -> bool:
+    """Whether any attempt says on which node it was."""
+    return any("where" in entry for entry in read_json_lines(folder / ATTEMPTS))
