@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from suri.data.batch import Batch
 from suri.model.adapter import Adapter
-from suri.model.decoder import Decoder
+from suri.model.decoder import Decoder, Layer
 from suri.model.linear import Dropout
 from suri.model.load import load_decoder
 from suri.recipe import Recipe
@@ -30,6 +30,9 @@ class Engine(Protocol):
     """Those of them that LoRA+ gives a learning rate of their own."""
     shares_prefix: bool
     """Whether a batch may hold the start of its prompts once."""
+
+    sharded: bool
+    """Whether the base is cut over all processes, which then make every pass together."""
 
     def loss(self, batch: Batch, step: int | None) -> Tensor:
         """Summed cross-entropy of a batch; `step` is None in evaluation (no dropout)."""
@@ -59,9 +62,14 @@ class SuriEngine:
         device: str,
         answerer: Answerer,
         probe: Ids = (),
+        shard: Callable[[Layer], None] | None = None,
     ) -> None:
-        """`probe`: some of the tokens to learn, by which an int8 base finds its outliers."""
+        """`probe`: some of the tokens to learn, by which an int8 base finds its outliers.
+
+        `shard` cuts a layer of the base over all processes.
+        """
         self.recipe, self.answerer, self.start = recipe, answerer, adapter
+        self.sharded = shard is not None
         self.shares_prefix = recipe.lora_dropout == 0  # copies of a token are dropped differently
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         ids = (
@@ -70,7 +78,12 @@ class SuriEngine:
             else None
         )
         self.decoder = load_decoder(
-            base, quantize=recipe.quantize, dtype=dtype, device=device, probe=ids
+            base,
+            quantize=recipe.quantize,
+            dtype=dtype,
+            device=device,
+            probe=ids,
+            each_layer=shard,
         )
         adapter.attach(self.decoder, trainable=True)
         self.pairs = self.decoder.pairs()
