@@ -130,7 +130,7 @@ def _values(word: str) -> list[str]:
 
 
 def complain(text: str) -> None:
-    """Print an error for a person, in red where the terminal has colours; nothing if it is empty."""
+    """Print an error for a person, in red where the terminal has colours; an empty one not."""
     if not text:
         return
     colours = sys.stderr.isatty() and "NO_COLOR" not in os.environ

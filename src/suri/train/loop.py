@@ -5,12 +5,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
-from suri.data.batch import Batch, learned_in, micro_batches
+from suri.data.batch import Batch, learned_in
 from suri.data.examples import Example, Examples
 from suri.errors import Diverged, DoesNotFit, Preempted, SuriError
 from suri.files import append_json_line
@@ -28,7 +29,7 @@ from suri.train.optimizer import (
     make_optimizer,
     set_learning_rate,
 )
-from suri.train.passes import Work, as_many, attempt
+from suri.train.passes import Work, as_many, attempt, cut, is_asked
 from suri.train.plan import Plan
 from suri.train.run_folder import METRICS
 from suri.train.spikes import Spikes
@@ -63,6 +64,8 @@ class Run:
         self.progress = Progress()
         self.spikes = Spikes()
         self.began = time.perf_counter()
+        record = partial(append_json_line, self.folder / METRICS)
+        self.record = record if self.ranks.first else lambda _: None
 
     def train_all(self) -> Progress:
         """Run every step that is left; returns where the run stands at its end."""
@@ -77,7 +80,7 @@ class Run:
                 metrics = self._step(step, stop)
                 if metrics is None:
                     continue
-                self._record(metrics)
+                self.record(metrics)
                 if "train/loss" in metrics:
                     self.listen("step", metrics)
                 self._evaluate_if_due(stop)
@@ -139,7 +142,7 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
         for number, batch in enumerate(batches, start=1):
-            if self._is_asked(stop):
+            if is_asked(self.ranks, self.engine, stop):
                 return None
             part = self.engine.loss(batch, step) / learned
             part.backward()
@@ -154,12 +157,7 @@ class Run:
         """
         mine = self.ranks.share(examples)
         while True:
-            batches = micro_batches(
-                mine,
-                max_rows=self.recipe.micro_batch_size,
-                token_budget=self.progress.token_budget or self.recipe.token_budget,
-                share_prefix=self.engine.shares_prefix,
-            )
+            batches = cut(mine, self.recipe, self.progress.token_budget, self.engine)
             if self.engine.sharded:
                 batches = as_many(self.ranks, batches, self.train)
             try:
@@ -167,7 +165,9 @@ class Run:
             except DoesNotFit as problem:
                 self._save_and_raise(problem)
             if outcome.left:
-                self._stop()
+                step = f"stopped after step {self.progress.step} of {self.plan.steps}"
+                do = f"suri train --resume --output_dir {self.folder}"
+                self._save_and_raise(Preempted(f"{step}; the state is saved", do=do))
             if not outcome.smaller:
                 return outcome.total, outcome.parts
             self._shrink(outcome.smaller)
@@ -206,7 +206,7 @@ class Run:
         def total_loss(batches: list[Batch]) -> float | None:
             losses = []
             for batch in batches:
-                if self._is_asked(stop):
+                if is_asked(self.ranks, self.engine, stop):
                     return None
                 with torch.no_grad():
                     losses.append(float(self.engine.loss(batch, None)))
@@ -231,57 +231,35 @@ class Run:
             # Layers of a base that is cut are whole only where all processes meet in them.
             "eval/samples": self.sample() if self.ranks.first or self.engine.sharded else [],
         }
-        self._record(metrics)
+        self.record(metrics)
         self.listen("evaluation", metrics)
-
-    def _record(self, metrics: dict[str, Any]) -> None:
-        if self.ranks.first:
-            append_json_line(self.folder / METRICS, metrics)
 
     def _save(self) -> None:
         self.progress = replace(self.progress, seconds=time.perf_counter() - self.began)
-        self.ranks.from_first(
-            lambda: save_checkpoint(
-                self.folder, self.progress, self.engine.adapter(), self.optimizer
-            )
-        )
+        state = self.folder, self.progress, self.engine.adapter(), self.optimizer
+        self.ranks.from_first(lambda: save_checkpoint(*state))
 
     def _restore(self) -> None:
         """Go on from the newest whole checkpoint where that was asked for."""
-        if not (self.recipe.resume or self.recipe.resume_from_checkpoint):
-            return
-        for text in self._load(Path(self.recipe.resume_from_checkpoint.strip() or self.folder)):
-            self.listen("note", {"text": text})
-        self.listen("note", {"text": f"going on after step {self.progress.step}"})
+        if self.recipe.resume or self.recipe.resume_from_checkpoint:
+            self._load(Path(self.recipe.resume_from_checkpoint.strip() or self.folder))
+            self.listen("note", {"text": f"going on after step {self.progress.step}"})
 
-    def _load(self, place: Path) -> list[str]:
-        """Take over a saved state: of a checkpoint, or of a run folder its newest.
+    def _load(self, place: Path) -> None:
+        """Take over a saved state: of a checkpoint, or of a run folder its newest."""
 
-        Returns what was passed over.
-        """
-
-        def read() -> tuple[Progress, Adapter, dict[str, Any], list[str]]:
+        def read() -> tuple[Progress, Adapter, dict[str, Any]]:
             checkpoint, passed_over = find_checkpoint(place)
-            found = load_checkpoint(checkpoint, self.engine.parameters, self.optimizer)
-            forget_after(self.folder / METRICS, found[0].step)
-            return *found, self.optimizer.state_dict(), passed_over
+            for text in passed_over:
+                self.listen("note", {"text": text})
+            progress, adapter = load_checkpoint(checkpoint, self.engine.parameters, self.optimizer)
+            forget_after(self.folder / METRICS, progress.step)
+            return progress, adapter, self.optimizer.state_dict()
 
-        self.progress, adapter, moments, passed_over = self.ranks.from_first(read)
+        self.progress, adapter, moments = self.ranks.from_first(read)
         if not self.ranks.first:
             self.optimizer.load_state_dict(moments)
         self.engine.load(adapter)
-        return passed_over
-
-    def _is_asked(self, stop: threading.Event) -> bool:
-        """Whether somebody asked the run to stop; of a base that is cut, any of its processes."""
-        asked = stop.is_set()
-        return self.ranks.sum(asked)[0] > 0 if self.engine.sharded else asked
-
-    def _stop(self) -> NoReturn:
-        """Save the state after the last whole step and end the run."""
-        step = f"stopped after step {self.progress.step} of {self.plan.steps}"
-        do = f"suri train --resume --output_dir {self.folder}"
-        self._save_and_raise(Preempted(f"{step}; the state is saved", do=do))
 
     def _save_and_raise(self, problem: SuriError) -> NoReturn:
         """End the run in all processes, with what was learned so far saved."""
@@ -297,7 +275,7 @@ class Run:
         """
         found = f"loss {loss}, gradient norm {norm}"
         rows = ", ".join(str(self.train[i].row + 1) for i in self.plan.examples(step))
-        policy = self.recipe.on_divergence
+        policy, saved = self.recipe.on_divergence, self.folder / "checkpoints"
         self.optimizer.zero_grad(set_to_none=True)
         if policy == "skip" and self.progress.skipped < MOST_SKIPPED:
             self.progress = replace(self.progress, skipped=self.progress.skipped + 1)
@@ -305,7 +283,8 @@ class Run:
             self.listen("note", {"text": f"{text}: {self.progress.skipped} so far"})
             return False
         halved = self.progress.rate_scale / 2
-        if policy == "back" and halved > SMALLEST_RATE and self.ranks.from_first(self._has_saved):
+        has_saved = self.ranks.from_first(lambda: any(saved.glob("step-*")))
+        if policy == "back" and halved > SMALLEST_RATE and has_saved:
             self._load(self.folder)
             self.progress = replace(self.progress, rate_scale=halved)
             text = f"step {step} was no number ({found}; rows {rows}): back to step"
@@ -318,6 +297,3 @@ class Run:
             do=f"lower --learning_rate, or --on_divergence skip; and look at these rows: {rows}",
         )
         self._save_and_raise(problem)
-
-    def _has_saved(self) -> bool:
-        return any((self.folder / "checkpoints").glob("step-*"))
