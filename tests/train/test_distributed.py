@@ -18,11 +18,15 @@ from ranks import run_ranks
 from runs import metrics, no_answers, recipe_for, silent, write_rows
 from safetensors.torch import load_file
 
-from conftest import make_model, write_tokenizer
+from conftest import make_model
 from suri.cli.main import main
 from suri.model.adapter_file import WEIGHTS_FILE
+from suri.model.attention import PackedAttention
+from suri.model.kernels import giving_memory_back
+from suri.model.load import load_decoder
 from suri.recipe import Recipe, settings_of
 from suri.train import engine
+from suri.train.distributed import joined, sharder
 from suri.train.run import train
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="ranks are forked here")
@@ -186,32 +190,38 @@ def test_what_is_exchanged_is_the_adapters_gradient(tiny: Path, rows: Path, tmp_
     assert sum(size for size in sizes if size <= 100) < 1000
 
 
-def test_a_share_of_the_base_takes_less_memory(tmp_path: Path, rows: Path) -> None:
-    sizes = {"hidden_size": 240, "intermediate_size": 1000, "num_hidden_layers": 20}
-    base = write_tokenizer(make_model(tmp_path / "base", **sizes))
-    linears = 4 * 20 * (240 * (240 + 2 * 80) + 240 * 240 + 3 * 240 * 1000)
+def test_a_share_of_the_base_takes_less_memory(tmp_path: Path) -> None:
+    # Weights of more than 8 MB, which the C library gives back, as those of real models are.
+    sizes = {"hidden_size": 600, "intermediate_size": 4000, "num_hidden_layers": 6}
+    base = make_model(tmp_path / "base", **sizes)
+    linears = 4 * 6 * (600 * (600 + 2 * 200) + 600 * 600 + 3 * 600 * 4000)
 
-    def work(rank: int) -> None:
-        def watch(event: str, numbers: dict[str, Any]) -> None:
-            status = Path("/proc/self/status").read_text()
-            # Not the mapped file, which the system takes back when it likes.
-            held.append(1024 * int(re.findall(r"RssAnon:\s+(\d+)", status)[0]))
+    def anonymous() -> int:
+        """Bytes held, without mapped files, which the system takes back when it likes."""
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(re.findall(r"RssAnon:\s+(\d+)", status)[0])
 
-        held: list[int] = []
-        train(recipe, watch, no_answers)
-        if rank == 0:
-            (tmp_path / f"{recipe.shard_base}.json").write_text(json.dumps(max(held)))
+    def work(rank: int, shard_base: bool) -> None:
+        with joined("cpu"):
+            shard = sharder("cpu")  # also where it is not used: its imports are as large
+            held, ids = [anonymous()], torch.arange(20)
+            with giving_memory_back():
+                decoder = load_decoder(base, each_layer=shard if shard_base else None)
+            for layer in decoder.layers:
+                layer.register_forward_hook(lambda *_: held.append(anonymous()))
+            with torch.no_grad():
+                decoder(ids, ids, PackedAttention([20]))
+            (tmp_path / f"{shard_base}{rank}.json").write_text(json.dumps(max(held) - held[0]))
 
     if not Path("/proc/self/status").is_file():
         pytest.skip("there is no /proc here")
     for shard_base in (False, True):
-        recipe = recipe_for(
-            base, rows, tmp_path / f"run{shard_base}", device="cpu", max_steps=2,
-            shard_base=shard_base, val_set_size=0,
-        )  # fmt: skip
-        assert run_ranks(2, work) == [0, 0]
-    whole, share = (json.loads((tmp_path / f"{x}.json").read_text()) for x in (False, True))
-    assert whole - share > 0.3 * linears  # half of it, less the layers that are whole at a time
+        assert run_ranks(2, lambda rank, s=shard_base: work(rank, s)) == [0, 0]
+    for rank in range(2):
+        whole, share = (
+            json.loads((tmp_path / f"{x}{rank}.json").read_text()) for x in (False, True)
+        )
+        assert whole - share > 0.25 * linears  # half of it, less a layer or two that are whole
 
 
 def command(recipe: Recipe, *more: str) -> list[str]:

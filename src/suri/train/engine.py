@@ -1,6 +1,7 @@
 """What the loop trains: our decoder with its low-rank pairs, behind the interface of any engine."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from suri.data.batch import Batch
 from suri.model.adapter import Adapter
 from suri.model.decoder import Decoder, Layer
+from suri.model.kernels import giving_memory_back
 from suri.model.linear import Dropout
 from suri.model.load import load_decoder
 from suri.recipe import Recipe
@@ -77,14 +79,16 @@ class SuriEngine:
             if len(probe)
             else None
         )
-        self.decoder = load_decoder(
-            base,
-            quantize=recipe.quantize,
-            dtype=dtype,
-            device=device,
-            probe=ids,
-            each_layer=shard,
-        )
+        # What is whole for a moment must not stay in holes of the heap.
+        with giving_memory_back() if shard else nullcontext():
+            self.decoder = load_decoder(
+                base,
+                quantize=recipe.quantize,
+                dtype=dtype,
+                device=device,
+                probe=ids,
+                each_layer=shard,
+            )
         adapter.attach(self.decoder, trainable=True)
         self.pairs = self.decoder.pairs()
         self.parameters = [p for pair in self.pairs.values() for p in (pair.a, pair.b)]
