@@ -64,8 +64,9 @@ class Run:
         self.progress = Progress()
         self.spikes = Spikes()
         self.began = time.perf_counter()
-        record = partial(append_json_line, self.folder / METRICS)
-        self.record = record if self.ranks.first else lambda _: None
+        self.record: Callable[[dict[str, Any]], None] = lambda _: None
+        if self.ranks.first:
+            self.record = partial(append_json_line, self.folder / METRICS)
 
     def train_all(self) -> Progress:
         """Run every step that is left; returns where the run stands at its end."""
