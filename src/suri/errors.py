@@ -8,6 +8,8 @@ class SuriError(Exception):
     """
 
     exit_code = 2
+    told = False
+    """Whether another process of the same run has said it."""
 
     def __init__(self, what: str, *, found: str = "", do: str = "") -> None:
         self.what, self.found, self.do = what, found, do
@@ -55,3 +57,9 @@ class Preempted(SuriError):
     """The run was stopped from outside after its state was saved; it can be resumed (exit 75)."""
 
     exit_code = 75
+
+
+class Lost(SuriError):
+    """Another process of the same run ended or does not answer (exit 1); it has its own message."""
+
+    exit_code = 1

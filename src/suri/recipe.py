@@ -100,6 +100,11 @@ class Recipe:
     """suri, or reference: a plain transformers + peft loop over the same rows."""
     device: str = "auto"
     """cpu, cuda, or auto: a GPU where torch can use one."""
+    gpus: int = 1
+    """GPUs of this machine that share each step's rows (with --device cpu: processes). Changes
+    time, never the result."""
+    shard_base: bool = False
+    """Keep a share of the base on each of them (by itself where it fits no other way)."""
     seed: int = 42
     """Seed of the adapter, the held-out rows and their order."""
     on_divergence: Divergence = "stop"
@@ -136,6 +141,8 @@ class Recipe:
                 "--start_from begins with the weights of a plain LoRA adapter",
                 do="--lora_variant lora",
             )
+        if self.shard_base and self.engine != "suri":
+            raise UsageError("--shard_base is for --engine suri", do="leave one of them out")
         if self.lora_variant != "lora" and self.engine == "suri":
             raise UsageError(
                 f"lora_variant {self.lora_variant} is trained by peft alone",
@@ -148,7 +155,7 @@ def _problems(recipe: Recipe) -> list[str]:
     at_least = {
         "batch_size": 1, "micro_batch_size": 0, "max_steps": 0, "cutoff_len": 8, "val_set_size": 0,
         "lora_r": 1, "eval_steps": 0, "save_steps": 0, "token_budget": 0, "weight_decay": 0,
-        "max_grad_norm": 0, "warmup_ratio": 0, "seed": 0, "early_stopping_patience": 0,
+        "max_grad_norm": 0, "warmup_ratio": 0, "seed": 0, "early_stopping_patience": 0, "gpus": 1,
     }  # fmt: skip
     problems = [
         f"{name} = {getattr(recipe, name)} must be at least {least}"

@@ -101,13 +101,23 @@ def test_every_row_is_in_an_epoch_once_however_it_is_cut(
     for start in range(0, len(order), batch_size):
         step = order[start : start + batch_size].tolist()
         for rank in range(ranks):
-            mine = [document(i, lengths[i], lengths[i] // 2) for i in rank_share(step, rank, ranks)]
+            share = [step[at] for at in rank_share([lengths[i] for i in step], rank, ranks)]
+            mine = [document(i, lengths[i], lengths[i] // 2) for i in share]
             for batch in micro_batches(mine, max_rows=max_rows, token_budget=budget):
                 met += batch.rows
                 learned += batch.learned_tokens
     assert sorted(met) == list(range(len(lengths)))
     # A document's first token has nothing before it to be predicted from.
     assert learned == sum(min(n // 2, n - 1) for n in lengths)
+
+
+def test_shares_have_about_as_many_tokens() -> None:
+    draw = random.Random(4)
+    lengths = [draw.randint(1, 500) for _ in range(64)]
+    shares = [rank_share(lengths, rank, 4) for rank in range(4)]
+    tokens = [sum(lengths[place] for place in share) for share in shares]
+    assert max(tokens) - min(tokens) < 25
+    assert [rank_share([7, 7], rank, 3) for rank in range(3)] == [[0], [1], []]
 
 
 def test_grouping_puts_rows_of_like_length_into_a_batch() -> None:

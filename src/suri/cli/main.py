@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         find_verb(argv[0])(tidy(argv[1:]))
     except SuriError as problem:
-        complain("\n".join(problem.lines()))
+        complain("" if problem.told else "\n".join(problem.lines()))
         sys.exit(problem.exit_code)
     except KeyboardInterrupt:
         complain("stopped; nothing that was complete is lost")
@@ -130,7 +130,9 @@ def _values(word: str) -> list[str]:
 
 
 def complain(text: str) -> None:
-    """Print an error for a person, in red where the terminal has colours."""
+    """Print an error for a person, in red where the terminal has colours; an empty one not."""
+    if not text:
+        return
     colours = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     start, end = ("\033[31m", "\033[0m") if colours else ("", "")
     first, _, rest = text.partition("\n")

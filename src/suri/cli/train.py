@@ -28,12 +28,12 @@ NOT_USED = ("--wandb_watch", "--wandb_log_model")
 
 def run(argv: list[str]) -> None:
     """Parse `suri train`; `--recipe FILE` gives the values that flags then override."""
-    start = Recipe()
+    start, words = Recipe(), ["train", *argv]
     if "--recipe" in argv:
         place = argv.index("--recipe")
         start = recipe_from_toml(Path(argv[place + 1]))
         argv = argv[:place] + argv[place + 2 :]
-    _train(parse(Recipe, argv, "suri train", default=start))
+    _train(parse(Recipe, argv, "suri train", default=start), words)
 
 
 def run_finetune(argv: list[str]) -> None:
@@ -47,25 +47,37 @@ def run_finetune(argv: list[str]) -> None:
             print(f"note: {word} is not used; wandb gets the figures alone")
         else:
             kept.append(word)
-    _train(parse(Recipe, kept, "finetune.py", default=start))
+    _train(parse(Recipe, kept, "finetune.py", default=start), ["finetune", *kept])
 
 
-def _train(recipe: Recipe) -> None:
+def _train(recipe: Recipe, words: list[str]) -> None:
+    """Train here, or in several processes that are given the same `words`."""
     if recipe.wandb_project and not recipe.report_to:
         recipe = replace(recipe, report_to=("wandb",))
     from suri.infer.generate import generate
+    from suri.train.distributed import is_first, is_rank
     from suri.train.run import run_folder_of, train
     from suri.train.run_folder import can_go_on
 
     goes_on = recipe.resume or recipe.resume_from_checkpoint or recipe.overwrite
-    if not goes_on and sys.stdin.isatty() and can_go_on(folder := run_folder_of(recipe)):
+    asks = not goes_on and not is_rank() and sys.stdin.isatty()
+    if asks and can_go_on(folder := run_folder_of(recipe)):
         ask = f"{folder} holds a run that was stopped. Go on with it?"
         recipe = replace(recipe, resume=Confirm.ask(escape(ask), default=True))
+        words = [*words, "--resume", str(recipe.resume)]
+    if recipe.gpus > 1 and not is_rank():
+        from suri.train.launch import launch
+
+        launch(recipe, words, run_folder_of(recipe))
+        return
 
     def answer(decoder: Any, prompts: list[Any], eos_id: int, tokens: int) -> list[list[int]]:
         decoding = replace(GREEDY, max_new_tokens=tokens)
         return [list(answer.ids) for answer in generate(decoder, prompts, eos_id, decoding)]
 
+    if not is_first():
+        train(recipe, lambda *_: None, answer)
+        return
     screen = Screen()
     with screen.progress:
         result = train(recipe, screen.listen, answer)

@@ -43,6 +43,11 @@ class Batch:
         return sum(self.lengths) + self.prefix * len(self.lengths)
 
 
+def learned_in(examples: Iterable[Example]) -> int:
+    """Tokens of examples that the loss counts; nothing stands before a row's first one."""
+    return sum(int(np.count_nonzero(each.labels[1:] != NOT_LEARNED)) for each in examples)
+
+
 def epoch_order(
     seed: int, epoch: int, lengths: Lengths, *, batch_size: int, group_by_length: bool = False
 ) -> Ints:
@@ -67,9 +72,18 @@ def epoch_order(
     return np.concatenate(batches) if batches else order
 
 
-def rank_share(examples: Sequence[int], rank: int, ranks: int) -> list[int]:
-    """Which of a step's examples a rank of several takes: each is taken by exactly one."""
-    return list(examples[rank::ranks])
+def rank_share(lengths: Lengths, rank: int, ranks: int) -> list[int]:
+    """Places of the examples that a rank of several takes, in their order: each by exactly one.
+
+    The longest first, to the rank that has the fewest tokens: shares are about equal.
+    """
+    tokens, mine = [0] * ranks, []
+    for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
+        least = tokens.index(min(tokens))
+        tokens[least] += int(lengths[place])
+        if least == rank:
+            mine.append(place)
+    return sorted(mine)
 
 
 def pack(examples: Sequence[Example], prefix: int = 0) -> Batch:

@@ -1,6 +1,6 @@
 """Building the decoder from a base's weights, on the device and in the storage asked for."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -50,13 +50,15 @@ def load_decoder(
     weights: Mapping[str, Tensor] | None = None,
     probe: Tensor | None = None,
     only_layers: int | None = None,
+    each_layer: Callable[[Layer], None] | None = None,
 ) -> Decoder:
     """Build the decoder of `folder`, its linears stored as `quantize` says, adapter attached.
 
     Norms, embedding and head stay in `dtype`; an adapter stays in fp32. Layers are quantised one
     after the other, so that one of them at most is held in `dtype`. `probe`, ids int64 [T], flow
     through the layers of an int8 model as it is built: inputs that they show to be outliers stay
-    exact. `only_layers`: the first ones alone, to time them.
+    exact. `only_layers`: the first ones alone, to time them. `each_layer` is given every layer
+    before the next one is read.
     """
     config = read_config(folder)
     weights = weights or open_weights(folder)
@@ -65,10 +67,16 @@ def load_decoder(
         config = replace(config, num_layers=min(only_layers, config.num_layers))
     source = _Typed(weights, config, folder, dtype, device)
     embedding = source("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
+    made: Iterator[Layer] = (
+        _layer(number, source, quantize) for number in range(config.num_layers)
+    )
     if quantize == "int8" and probe is not None:
-        layers = list(_calibrated_layers(source, F.embedding(probe, embedding)))
-    else:
-        layers = [_layer(number, source, quantize) for number in range(config.num_layers)]
+        made = _calibrated_layers(source, F.embedding(probe, embedding))
+    layers = []
+    for layer in made:
+        layers.append(layer)
+        if each_layer is not None:
+            each_layer(layer)
     head = embedding
     if not config.tied_head:
         head = source("lm_head.weight", (config.vocab_size, config.hidden_size))

@@ -223,11 +223,18 @@ class NF4(nn.Module):
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
         super().__init__()
-        self.packed = [quantize_nf4(weight) for weight in weights]
+        self.states = []
+        for number, weight in enumerate(weights):
+            packed, state = quantize_nf4(weight)
+            self.register_buffer(f"weight{number}", packed)
+            self.states.append(state)
 
     def dense(self) -> Tensor:
         """The weight [out, in] that the products use; its memory is free again after them."""
-        parts = [dequantize_nf4(part) for part in self.packed]
+        parts = [
+            dequantize_nf4((getattr(self, f"weight{number}"), state))
+            for number, state in enumerate(self.states)
+        ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def product(self, x: Tensor) -> Tensor:

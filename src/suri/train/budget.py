@@ -48,14 +48,21 @@ class Estimate:
 
 
 def estimate(
-    config: ModelConfig, recipe: Recipe, tokens: int, *, device: str, process: int | None = None
+    config: ModelConfig,
+    recipe: Recipe,
+    tokens: int,
+    *,
+    device: str,
+    process: int | None = None,
+    shards: int = 1,
 ) -> Estimate:
-    """The memory of a run whose largest micro-batch has this many tokens.
+    """The memory of a run whose largest micro-batch has this many tokens, in each process.
 
-    `process`: bytes held before the base is read, where that is known.
+    `process`: bytes held before the base is read, where that is known. `shards`: processes over
+    which the base is cut.
     """
     item = 4 if device == "cpu" else 2
-    weights = weight_bytes(config, recipe.quantize, item)
+    weights = weight_bytes(config, recipe.quantize, item, shards)
     numbers = adapter_numbers(config, recipe)
     held = PROCESS_BYTES[device] if process is None else process
     parts = {
@@ -77,20 +84,32 @@ def linear_numbers(config: ModelConfig) -> int:
     return config.num_layers * sum(rows * columns for rows, columns in shapes)
 
 
-def weight_bytes(config: ModelConfig, quantize: str, item: int) -> int:
-    """The base as it is held: linears as `quantize` stores them, the rest in `item` bytes each."""
+def weight_bytes(config: ModelConfig, quantize: str, item: int, shards: int = 1) -> int:
+    """The base as it is held: linears as `quantize` stores them, the rest in `item` bytes each.
+
+    Cut into shards: one of them, two layers that are whole at a time, and what is not cut.
+    """
     table = config.vocab_size * config.hidden_size
     rest = table * (1 if config.tied_head else 2) * item
     linears = linear_numbers(config)
     rows = config.num_layers * sum(out for out, _ in config.linear_shapes().values())
-    stored = {
-        "none": linears * item,
-        # One byte each and a scale per row; and the head again, for the scores.
-        "int8": linears + 4 * rows + table + 4 * config.vocab_size,
-        # Half a byte each, one byte per 64 for the scale, and four bytes per 256 scales.
-        "nf4": linears // 2 + linears // 64 + 4 * linears // (64 * 256),
+    cut = shard_bytes(config, quantize, item)
+    if shards > 1:
+        cut = cut // shards + 2 * cut // config.num_layers
+    beside = {
+        "none": 0,
+        # A scale per row; and the head again, for the scores.
+        "int8": 4 * rows + table + 4 * config.vocab_size,
+        # One byte per 64 numbers for the scale, and four bytes per 256 scales.
+        "nf4": linears // 64 + 4 * linears // (64 * 256),
     }
-    return rest + stored[quantize]
+    return rest + cut + beside[quantize]
+
+
+def shard_bytes(config: ModelConfig, quantize: str, item: int) -> int:
+    """What is cut of a base that is shared: the numbers of the linears, without their scales."""
+    linears = linear_numbers(config)
+    return {"none": linears * item, "int8": linears, "nf4": linears // 2}[quantize]
 
 
 def file_bytes(config: ModelConfig) -> int:
@@ -132,12 +151,18 @@ def _working_bytes(config: ModelConfig, recipe: Recipe, tokens: int, item: int) 
 
 
 def fitting_budget(
-    config: ModelConfig, recipe: Recipe, *, device: str, free: int, process: int | None = None
+    config: ModelConfig,
+    recipe: Recipe,
+    *,
+    device: str,
+    free: int,
+    process: int | None = None,
+    shards: int = 1,
 ) -> int:
     """The largest token budget whose run fits into `free` bytes; 0 where none does."""
     budgets = BUDGETS if device == "cuda" else [b for b in BUDGETS if b <= ON_CPU]
     for budget in budgets:
-        found = estimate(config, recipe, budget, device=device, process=process)
+        found = estimate(config, recipe, budget, device=device, process=process, shards=shards)
         if found.total <= HEADROOM * free:
             return budget
     return 0

@@ -1,6 +1,7 @@
 """What the loop trains: our decoder with its low-rank pairs, behind the interface of any engine."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from suri.data.batch import Batch
 from suri.model.adapter import Adapter
-from suri.model.decoder import Decoder
+from suri.model.decoder import Decoder, Layer
+from suri.model.kernels import giving_memory_back
 from suri.model.linear import Dropout
 from suri.model.load import load_decoder
 from suri.recipe import Recipe
@@ -30,6 +32,9 @@ class Engine(Protocol):
     """Those of them that LoRA+ gives a learning rate of their own."""
     shares_prefix: bool
     """Whether a batch may hold the start of its prompts once."""
+
+    sharded: bool
+    """Whether the base is cut over all processes, which then make every pass together."""
 
     def loss(self, batch: Batch, step: int | None) -> Tensor:
         """Summed cross-entropy of a batch; `step` is None in evaluation (no dropout)."""
@@ -59,9 +64,14 @@ class SuriEngine:
         device: str,
         answerer: Answerer,
         probe: Ids = (),
+        shard: Callable[[Layer], None] | None = None,
     ) -> None:
-        """`probe`: some of the tokens to learn, by which an int8 base finds its outliers."""
+        """`probe`: some of the tokens to learn, by which an int8 base finds its outliers.
+
+        `shard` cuts a layer of the base over all processes.
+        """
         self.recipe, self.answerer, self.start = recipe, answerer, adapter
+        self.sharded = shard is not None
         self.shares_prefix = recipe.lora_dropout == 0  # copies of a token are dropped differently
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         ids = (
@@ -69,9 +79,16 @@ class SuriEngine:
             if len(probe)
             else None
         )
-        self.decoder = load_decoder(
-            base, quantize=recipe.quantize, dtype=dtype, device=device, probe=ids
-        )
+        # What is whole for a moment must not stay in holes of the heap.
+        with giving_memory_back() if shard else nullcontext():
+            self.decoder = load_decoder(
+                base,
+                quantize=recipe.quantize,
+                dtype=dtype,
+                device=device,
+                probe=ids,
+                each_layer=shard,
+            )
         adapter.attach(self.decoder, trainable=True)
         self.pairs = self.decoder.pairs()
         self.parameters = [p for pair in self.pairs.values() for p in (pair.a, pair.b)]

@@ -51,18 +51,21 @@ def fit(
     device: str,
     free: int | None,
     process: int | None = None,
+    shards: int = 1,
 ) -> Fit:
     """Settle the token budget (0 in the recipe: as memory allows) and estimate the run.
 
-    `free`: bytes that the run may hold in all, `process` among them; None: not known. Raises
-    DoesNotFit with what would fit.
+    `free`: bytes that the run may hold in all, `process` among them; None: not known. `shards`:
+    processes over which the base is cut. Raises DoesNotFit with what would fit.
     """
     if recipe.token_budget == 0:
         limit = free if free is not None else 1 << 62
-        budget = fitting_budget(config, recipe, device=device, free=limit, process=process)
+        budget = fitting_budget(
+            config, recipe, device=device, free=limit, process=process, shards=shards
+        )
         recipe = replace(recipe, token_budget=budget or LEAST_BUDGET)
     tokens = largest_stream(recipe, train, held_out)
-    found = estimate(config, recipe, tokens, device=device, process=process)
+    found = estimate(config, recipe, tokens, device=device, process=process, shards=shards)
     if free is not None:
         refuse_what_does_not_fit(found, config, recipe, device=device, free=free)
     return Fit(recipe, found, free)

@@ -18,15 +18,15 @@ SIGNALS = [
 
 
 @contextmanager
-def stop_requests() -> Iterator[threading.Event]:
-    """One of SIGNALS sets the event once; a second one stops at once."""
+def stop_requests(*, insistent: bool = True) -> Iterator[threading.Event]:
+    """One of SIGNALS sets the event once; a second one stops at once, where it is `insistent`."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def request(number: int, frame: Any) -> None:  # noqa: ARG001 (the signal module's form)
-        if stop.is_set():
+        if stop.is_set() and insistent:
             raise KeyboardInterrupt
         stop.set()
 

@@ -5,27 +5,31 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-from suri.data.batch import Batch, micro_batches
+from suri.data.batch import Batch, learned_in
 from suri.data.examples import Example, Examples
-from suri.errors import Diverged, DoesNotFit, Preempted
+from suri.errors import Diverged, DoesNotFit, Preempted, SuriError
 from suri.files import append_json_line
+from suri.model.adapter import Adapter
 from suri.model.adapter_file import write_adapter
 from suri.recipe import Recipe
 from suri.train.checkpoint import Progress, find_checkpoint, load_checkpoint, save_checkpoint
+from suri.train.distributed import ALONE, Ranks, is_rank
 from suri.train.engine import Engine
 from suri.train.interrupts import forget_after, stop_requests
-from suri.train.machine import peak_memory_bytes, ran_out_of_memory
+from suri.train.machine import peak_memory_bytes
 from suri.train.optimizer import (
     clip_gradients,
     learning_rate,
     make_optimizer,
     set_learning_rate,
 )
+from suri.train.passes import Work, as_many, attempt, cut, is_asked
 from suri.train.plan import Plan
 from suri.train.run_folder import METRICS
 from suri.train.spikes import Spikes
@@ -50,6 +54,7 @@ class Run:
     held_out: Examples
     sample: Callable[[], list[dict[str, str]]]
     listen: Listener
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         self.plan = Plan(self.recipe, self.train.lengths)
@@ -59,12 +64,16 @@ class Run:
         self.progress = Progress()
         self.spikes = Spikes()
         self.began = time.perf_counter()
+        self.record: Callable[[dict[str, Any]], None] = lambda _: None
+        if self.ranks.first:
+            self.record = partial(append_json_line, self.folder / METRICS)
 
     def train_all(self) -> Progress:
         """Run every step that is left; returns where the run stands at its end."""
         self._restore()
         self.listen("start", {"steps": self.plan.steps, "step": self.progress.step})
-        with stop_requests() as stop:
+        # A launcher may pass on what the system sends to all, so that it comes twice.
+        with stop_requests(insistent=not is_rank()) as stop:
             self.began = time.perf_counter() - self.progress.seconds
             self._evaluate_if_due(stop)
             while self.progress.step < self.plan.steps and not self._has_stalled():
@@ -72,7 +81,7 @@ class Run:
                 metrics = self._step(step, stop)
                 if metrics is None:
                     continue
-                append_json_line(self.folder / METRICS, metrics)
+                self.record(metrics)
                 if "train/loss" in metrics:
                     self.listen("step", metrics)
                 self._evaluate_if_due(stop)
@@ -87,10 +96,11 @@ class Run:
         """
         started = time.perf_counter()
         examples = [self.train[i] for i in self.plan.examples(step)]
-        loss, batches = self._within_memory(
-            examples, lambda batches: self._add_up_gradients(step, batches, stop)
+        learned = learned_in(examples)  # weigh tokens, not batches
+        loss, parts = self._together(
+            examples, lambda batches: self._add_up_gradients(step, batches, learned, stop)
         )
-        learned = sum(batch.learned_tokens for batch in batches)
+        self.ranks.add_up(self.engine.parameters)
         norm = clip_gradients(self.engine.parameters, self.recipe.max_grad_norm)
         is_number = math.isfinite(loss) and math.isfinite(norm)
         if not is_number and self._meet_no_number(step, loss, norm):
@@ -102,7 +112,7 @@ class Run:
                 self.listen("note", {"text": spike})
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        tokens = sum(batch.tokens for batch in batches)
+        tokens = sum(len(example.ids) for example in examples)
         now = time.perf_counter()
         self.progress = replace(
             self.progress,
@@ -111,7 +121,7 @@ class Run:
             step_seconds=self.progress.step_seconds + now - started,
             tokens=self.progress.tokens + tokens,
             learned_tokens=self.progress.learned_tokens + learned,
-            micro_batches=self.progress.micro_batches + len(batches),
+            micro_batches=self.progress.micro_batches + parts,
         )
         if not is_number:
             return {"step": step, "seconds": round(now - self.began, 3), "train/skipped": 1}
@@ -126,59 +136,51 @@ class Run:
             "memory/peak_bytes": peak_memory_bytes(self.device),
         }
 
-    def _add_up_gradients(self, step: int, batches: list[Batch], stop: threading.Event) -> float:
-        """The step's loss; its gradient is left in the parameters."""
+    def _add_up_gradients(
+        self, step: int, batches: list[Batch], learned: int, stop: threading.Event
+    ) -> float | None:
+        """The batches' part of the step's loss; its gradient is left in the parameters."""
         self.optimizer.zero_grad(set_to_none=True)
-        learned = sum(batch.learned_tokens for batch in batches)  # weigh tokens, not batches
         losses = []
         for number, batch in enumerate(batches, start=1):
-            self._stop_if_asked(stop)
+            if is_asked(self.ranks, self.engine, stop):
+                return None
             part = self.engine.loss(batch, step) / learned
             part.backward()
             losses.append(part.detach())
             self.listen("batch", {"step": step, "part": number, "parts": len(batches)})
         return sum(float(part) for part in losses)  # only now: reading one waits for the GPU
 
-    def _within_memory(
-        self, examples: Sequence[Example], work: Callable[[list[Batch]], float]
-    ) -> tuple[float, list[Batch]]:
-        """What `work` gives for the examples' micro-batches, and these.
+    def _together(self, examples: Sequence[Example], work: Work) -> tuple[float, int]:
+        """What `work` gives for the examples' micro-batches in all processes, and their number.
 
         Where memory runs out, all of them are done again in smaller ones: the same result.
         """
+        mine = self.ranks.share(examples)
         while True:
-            batches = micro_batches(
-                examples,
-                max_rows=self.recipe.micro_batch_size,
-                token_budget=self.progress.token_budget or self.recipe.token_budget,
-                share_prefix=self.engine.shares_prefix,
-            )
+            batches = cut(mine, self.recipe, self.progress.token_budget, self.engine)
+            if self.engine.sharded:
+                batches = as_many(self.ranks, batches, self.train)
             try:
-                return work(batches), batches
-            except (MemoryError, RuntimeError) as problem:
-                if not ran_out_of_memory(problem):
-                    raise
-            # Here, and not above: while the error is handled it holds what it should free.
-            self._shrink(batches)
+                outcome = attempt(self.ranks, self.engine, batches, work)
+            except DoesNotFit as problem:
+                self._save_and_raise(problem)
+            if outcome.left:
+                step = f"stopped after step {self.progress.step} of {self.plan.steps}"
+                do = f"suri train --resume --output_dir {self.folder}"
+                self._save_and_raise(Preempted(f"{step}; the state is saved", do=do))
+            if not outcome.smaller:
+                return outcome.total, outcome.parts
+            self._shrink(outcome.smaller)
 
-    def _shrink(self, batches: list[Batch]) -> None:
-        """Halve the token budget; raises DoesNotFit where every row is alone already."""
+    def _shrink(self, budget: int) -> None:
+        """Smaller micro-batches from now on."""
         self.optimizer.zero_grad(set_to_none=True)
-        largest = max(batches, key=lambda batch: len(batch.ids))
-        if len(largest.rows) == 1:
-            self._save()
-            raise DoesNotFit(
-                f"memory ran out on a single row of {largest.tokens} tokens; the state after step "
-                f"{self.progress.step} is saved",
-                found=f"row {largest.rows[0] + 1}",
-                do="--cutoff_len lower, --quantize nf4, or a machine with more memory; "
-                "`suri fit` tells what a run needs",
-            )
-        self.progress = replace(self.progress, token_budget=max(1, len(largest.ids) // 2))
+        self.progress = replace(self.progress, token_budget=budget)
         if self.device != "cpu":
             torch.cuda.empty_cache()
-        size = f"micro-batches of up to {self.progress.token_budget} tokens from now on"
-        self.listen("note", {"text": f"memory ran out: {size}, the same rows in every step"})
+        text = f"memory ran out: micro-batches of up to {budget} tokens from now on"
+        self.listen("note", {"text": f"{text}, the same rows in every step"})
 
     def _evaluate_if_due(self, stop: threading.Event) -> None:
         """Evaluate before the first step, every eval_steps and after the last, each once."""
@@ -202,65 +204,69 @@ class Run:
     def _evaluate(self, stop: threading.Event) -> None:
         """Held-out loss and a few answers to look at; the best trained adapter is kept."""
 
-        def total_loss(batches: list[Batch]) -> float:
+        def total_loss(batches: list[Batch]) -> float | None:
             losses = []
             for batch in batches:
-                self._stop_if_asked(stop)
+                if is_asked(self.ranks, self.engine, stop):
+                    return None
                 with torch.no_grad():
                     losses.append(float(self.engine.loss(batch, None)))
             return sum(losses)
 
-        total, batches = self._within_memory(self.held_out, total_loss)
-        loss = total / sum(batch.learned_tokens for batch in batches)
+        total, _ = self._together(self.held_out, total_loss)
+        loss = total / learned_in(self.held_out)
         step = self.progress.step
         self.progress = replace(self.progress, evaluated_step=step)
         if step == 0:
             self.progress = replace(self.progress, base_loss=loss)
         elif self.progress.best_loss is None or loss < self.progress.best_loss:
             self.progress = replace(self.progress, best_loss=loss, best_step=step)
-            (self.folder / "best").mkdir(exist_ok=True)
-            write_adapter(self.folder / "best", self.engine.adapter())
+            if self.ranks.first:
+                (self.folder / "best").mkdir(exist_ok=True)
+                write_adapter(self.folder / "best", self.engine.adapter())
         metrics = {
             "step": step,
             "seconds": round(time.perf_counter() - self.began, 3),
             "eval/loss": loss,
             "eval/perplexity": math.exp(min(loss, 700.0)),
-            "eval/samples": self.sample(),
+            # Layers of a base that is cut are whole only where all processes meet in them.
+            "eval/samples": self.sample() if self.ranks.first or self.engine.sharded else [],
         }
-        append_json_line(self.folder / METRICS, metrics)
+        self.record(metrics)
         self.listen("evaluation", metrics)
 
-    def _save(self) -> Path:
+    def _save(self) -> None:
         self.progress = replace(self.progress, seconds=time.perf_counter() - self.began)
-        return save_checkpoint(self.folder, self.progress, self.engine.adapter(), self.optimizer)
+        state = self.folder, self.progress, self.engine.adapter(), self.optimizer
+        self.ranks.from_first(lambda: save_checkpoint(*state))
 
     def _restore(self) -> None:
         """Go on from the newest whole checkpoint where that was asked for."""
-        if not (self.recipe.resume or self.recipe.resume_from_checkpoint):
-            return
-        place = Path(self.recipe.resume_from_checkpoint.strip() or self.folder)
-        checkpoint, passed_over = find_checkpoint(place)
-        for text in passed_over:
-            self.listen("note", {"text": text})
-        self._load(checkpoint)
-        self.listen("note", {"text": f"going on after step {self.progress.step}"})
+        if self.recipe.resume or self.recipe.resume_from_checkpoint:
+            self._load(Path(self.recipe.resume_from_checkpoint.strip() or self.folder))
+            self.listen("note", {"text": f"going on after step {self.progress.step}"})
 
     def _load(self, place: Path) -> None:
         """Take over a saved state: of a checkpoint, or of a run folder its newest."""
-        checkpoint, _ = find_checkpoint(place)
-        self.progress, adapter = load_checkpoint(checkpoint, self.engine.parameters, self.optimizer)
-        self.engine.load(adapter)
-        forget_after(self.folder / METRICS, self.progress.step)
 
-    def _stop_if_asked(self, stop: threading.Event) -> None:
-        """Save the state after the last whole step and end the run, if somebody asked for it."""
-        if not stop.is_set():
-            return
+        def read() -> tuple[Progress, Adapter, dict[str, Any]]:
+            checkpoint, passed_over = find_checkpoint(place)
+            for text in passed_over:
+                self.listen("note", {"text": text})
+            progress, adapter = load_checkpoint(checkpoint, self.engine.parameters, self.optimizer)
+            forget_after(self.folder / METRICS, progress.step)
+            return progress, adapter, self.optimizer.state_dict()
+
+        self.progress, adapter, moments = self.ranks.from_first(read)
+        if not self.ranks.first:
+            self.optimizer.load_state_dict(moments)
+        self.engine.load(adapter)
+
+    def _save_and_raise(self, problem: SuriError) -> NoReturn:
+        """End the run in all processes, with what was learned so far saved."""
+        self.optimizer.zero_grad(set_to_none=True)
         self._save()
-        raise Preempted(
-            f"stopped after step {self.progress.step} of {self.plan.steps}; the state is saved",
-            do=f"suri train --resume --output_dir {self.folder}",
-        )
+        raise self.ranks.alike(problem)
 
     def _meet_no_number(self, step: int, loss: float, norm: float) -> bool:
         """A loss or gradient that is no number, met before the weights are touched.
@@ -278,16 +284,17 @@ class Run:
             self.listen("note", {"text": f"{text}: {self.progress.skipped} so far"})
             return False
         halved = self.progress.rate_scale / 2
-        if policy == "back" and halved > SMALLEST_RATE and any(saved.glob("step-*")):
+        has_saved = self.ranks.from_first(lambda: any(saved.glob("step-*")))
+        if policy == "back" and halved > SMALLEST_RATE and has_saved:
             self._load(self.folder)
             self.progress = replace(self.progress, rate_scale=halved)
             text = f"step {step} was no number ({found}; rows {rows}): back to step"
             self.listen("note", {"text": f"{text} {self.progress.step}, learning rate halved"})
             return True
-        self._save()
-        raise Diverged(
+        problem = Diverged(
             f"the loss stopped being a number in step {step}; the adapter is as after step "
             f"{self.progress.step}",
             found=found,
             do=f"lower --learning_rate, or --on_divergence skip; and look at these rows: {rows}",
         )
+        self._save_and_raise(problem)

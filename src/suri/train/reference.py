@@ -26,6 +26,7 @@ class ReferenceEngine:
     """
 
     shares_prefix = False
+    sharded = False
 
     def __init__(self, recipe: Recipe, base: Path, adapter: Adapter, device: str) -> None:
         self.start = adapter

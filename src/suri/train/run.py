@@ -4,6 +4,7 @@ import hashlib
 import math
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from suri.model.tokenizer import Tokenizer
 from suri.recipe import Recipe
 from suri.train.budget import ON_CPU
 from suri.train.checkpoint import Progress
+from suri.train.distributed import Ranks, joined, sharder, was_restarted
 from suri.train.engine import Answerer, Engine, SuriEngine
 from suri.train.loop import Listener, Run
 from suri.train.machine import peak_memory_bytes
@@ -30,6 +32,7 @@ from suri.train.prepare import Prepared, expected_time, fit_here, prepare, start
 from suri.train.run_folder import (
     BASE,
     START,
+    after_restart,
     finish_run,
     open_run,
     recorded_recipe,
@@ -48,12 +51,31 @@ def train(recipe: Recipe, listen: Listener, answerer: Answerer) -> dict[str, Any
 
     `answerer` writes the sample answers: decoding is done above this room.
     """
+    with joined(recipe.device) as ranks:
+        if not ranks.first:
+            listen, recipe = _nobody, replace(recipe, report_to=())
+        recipe = ranks.from_first(lambda: _going_on(recipe))
+        folder = Path(recipe.output_dir.strip())
+        with (
+            disk_errors_explained(folder),
+            claiming(folder) if ranks.first else nullcontext(),
+            reporting(recipe, listen) as tell,
+        ):
+            return _train(recipe, tell, answerer, ranks)
+
+
+def _nobody(event: str, numbers: dict[str, Any]) -> None:
+    """Hears a process that is not the first: it would say the same."""
+
+
+def _going_on(recipe: Recipe) -> Recipe:
+    """The recipe, or where a run goes on the one that it was started with."""
+    if was_restarted():
+        recipe = after_restart(recipe, run_folder_of(recipe))
     if recipe.resume or recipe.resume_from_checkpoint:
         recipe = recorded_recipe(run_folder_of(recipe), recipe)
         recipe = replace(recipe, output_dir=str(run_folder_of(recipe)))
-    folder = Path(recipe.output_dir.strip())
-    with disk_errors_explained(folder), claiming(folder), reporting(recipe, listen) as tell:
-        return _train(recipe, tell, answerer)
+    return recipe
 
 
 def run_folder_of(recipe: Recipe) -> Path:
@@ -64,26 +86,25 @@ def run_folder_of(recipe: Recipe) -> Path:
     return named.parent.parent if named.parent.name == "checkpoints" else named
 
 
-def _train(recipe: Recipe, listen: Listener, answerer: Answerer) -> dict[str, Any]:
+def _train(recipe: Recipe, listen: Listener, answerer: Answerer, ranks: Ranks) -> dict[str, Any]:
     began = time.perf_counter()
-    made = prepare(recipe)
-    planned = fit_here(made) if recipe.engine == "suri" else None
+    made = ranks.in_turn(lambda: prepare(recipe))
+    planned = fit_here(made, ranks=ranks) if recipe.engine == "suri" else None
     recipe = (
         planned.recipe if planned else replace(recipe, token_budget=recipe.token_budget or ON_CPU)
     )
     adapter = start_adapter(recipe, made)
     adapter_bytes = sum(4 * (a.numel() + b.numel()) for a, b in adapter.tensors.values())
-    folder = open_run(recipe, adapter_bytes)
-    _write_inputs(
-        folder, made, adapter, goes_on=recipe.resume or bool(recipe.resume_from_checkpoint)
-    )
+    folder = ranks.from_first(lambda: _open(recipe, made, adapter, adapter_bytes))
     for text in [*_notes(recipe, made), _summary(recipe, made, adapter_bytes)]:
         listen("note", {"text": text})
     if planned:
         listen("note", {"text": planned.sentence()})
-    engine = _engine(recipe, made, adapter, answerer)
+    if ranks.count > 1:
+        listen("note", {"text": ranks.sentence(sharded=recipe.shard_base)})
+    engine = _engine(recipe, made, adapter, answerer, ranks)
     if isinstance(engine, SuriEngine):
-        listen("note", {"text": expected_time(recipe, made, engine.decoder)})
+        listen("note", {"text": expected_time(recipe, made, engine.decoder, ranks.count)})
     samples = made.rows.held_out[:SAMPLES]
     run = Run(
         recipe=recipe,
@@ -94,16 +115,19 @@ def _train(recipe: Recipe, listen: Listener, answerer: Answerer) -> dict[str, An
         held_out=made.held_out.examples,
         sample=lambda: _sample(engine, samples, made.tokenizer, made.prompt),
         listen=listen,
+        ranks=ranks,
     )
     progress = run.train_all()
     result = _result(recipe, progress, made) | {
         "stopped_early": progress.step < run.plan.steps,
         "memory_estimate": planned.estimate.as_json() if planned else None,
-        "facts": _facts(run, adapter),
+        "peak_memory_bytes": int(ranks.most(peak_memory_bytes(made.device))[0]),
+        "facts": _facts(run, adapter) | {"processes": ranks.count},
         "total_seconds": round(time.perf_counter() - began, 3),
     }
-    _publish_adapter(folder, engine, progress)
-    finish_run(folder, recipe, result)
+    if ranks.first:
+        _publish_adapter(folder, engine, progress)
+        finish_run(folder, recipe, result)
     return result
 
 
@@ -130,13 +154,24 @@ def _facts(run: Run, adapter: Adapter) -> dict[str, Any]:
     }
 
 
-def _engine(recipe: Recipe, made: Prepared, adapter: Adapter, answerer: Answerer) -> Engine:
+def _engine(
+    recipe: Recipe, made: Prepared, adapter: Adapter, answerer: Answerer, ranks: Ranks
+) -> Engine:
     if recipe.engine == "suri":
         probe = made.encoded.examples.ids[:PROBE]
-        return SuriEngine(recipe, made.base, adapter, made.device, answerer, probe)
+        shard = sharder(made.device) if recipe.shard_base and ranks.count > 1 else None
+        return SuriEngine(recipe, made.base, adapter, made.device, answerer, probe, shard)
     from suri.train.reference import ReferenceEngine
 
     return ReferenceEngine(recipe, made.base, adapter, made.device)
+
+
+def _open(recipe: Recipe, made: Prepared, adapter: Adapter, adapter_bytes: int) -> Path:
+    """The run folder, with everything in it that is there before the first step."""
+    folder = open_run(recipe, adapter_bytes)
+    goes_on = recipe.resume or bool(recipe.resume_from_checkpoint)
+    _write_inputs(folder, made, adapter, goes_on=goes_on)
+    return folder
 
 
 def _write_inputs(folder: Path, made: Prepared, adapter: Adapter, *, goes_on: bool) -> None:
@@ -225,7 +260,6 @@ def _result(recipe: Recipe, progress: Progress, made: Prepared) -> dict[str, Any
         "learned_tokens": progress.learned_tokens,
         "train_seconds": round(progress.step_seconds, 3),
         "tokens_per_second": progress.tokens / max(progress.step_seconds, 1e-9),
-        "peak_memory_bytes": peak_memory_bytes(made.device),
         "base_loss": progress.base_loss,
         "held_out_loss": best,
         "held_out_perplexity": None if best is None else math.exp(min(best, 700.0)),

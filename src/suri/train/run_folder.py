@@ -74,6 +74,18 @@ def can_go_on(folder: Path) -> bool:
     return begun and any((folder / "checkpoints").glob("step-*/manifest.json"))
 
 
+def after_restart(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe of processes that were started again after one of them failed.
+
+    It goes on with what they saved. Before that there is nothing of theirs to lose: it begins anew.
+    """
+    if can_go_on(folder):
+        return dataclasses.replace(recipe, resume=True)
+    begun = (folder / RECIPE).is_file() and not _is_finished(folder)
+    same = begun and recipe_from_toml(folder / RECIPE) == recipe
+    return dataclasses.replace(recipe, overwrite=True) if same else recipe
+
+
 def recorded_recipe(folder: Path, asked: Recipe) -> Recipe:
     """The settings an unfinished run was started with; other ones in `asked` are refused."""
     if not (folder / RECIPE).is_file():
@@ -87,7 +99,7 @@ def recorded_recipe(folder: Path, asked: Recipe) -> Recipe:
         raise UsageError(f"the run in {folder} is finished", do="--overwrite starts anew")
     recorded = recipe_from_toml(folder / RECIPE)
     default = Recipe()
-    free = ("output_dir", "resume", "resume_from_checkpoint", "overwrite")
+    free = ("output_dir", "resume", "resume_from_checkpoint", "overwrite", "gpus", "shard_base")
     differing = [
         f"{item.name} is {getattr(recorded, item.name)}, asked for {getattr(asked, item.name)}"
         for item in dataclasses.fields(Recipe)
