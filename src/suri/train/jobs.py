@@ -29,6 +29,7 @@ class Runs:
         self.root = root.expanduser().resolve()
         make_folder(self.root)
         self.starting = Lock()
+        self.children: dict[str, subprocess.Popen[bytes]] = {}
 
     def place(self, name: str) -> Path:
         """The path of a name, links followed; raises UsageError where it leads out."""
@@ -67,15 +68,14 @@ class Runs:
 
         Its output is a file that it holds: so it is known to run whoever started it.
         """
+        if self.is_running(job):
+            raise UsageError(f"{job} is running already")
         file = self._file(job)
         make_folder(file.parent)
         with self.starting, file.open("a") as stream:
-            try:
-                hold_while_open(stream)
-            except BlockingIOError:
-                raise UsageError(f"{job} is running already") from None
+            hold_while_open(stream)
             stream.truncate(0)
-            process = subprocess.Popen(
+            process = self.children[job] = subprocess.Popen(
                 [sys.executable, "-m", "suri", *words],
                 stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True,
             )  # fmt: skip
@@ -84,7 +84,10 @@ class Runs:
     def is_running(self, job: str) -> bool:
         """Whether the job was started here, by whatever page, and has not ended."""
         with self.starting:
-            return is_held(self._file(job))
+            held = is_held(self._file(job))
+            if not held and (child := self.children.pop(job, None)):
+                child.wait()  # it has let the file go: it is at its end
+            return held
 
     def stop(self, job: str) -> None:
         """Ask a running job to save and end."""

@@ -3,6 +3,7 @@
 import base64
 import shutil
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def results_tab(page: gr.Blocks, runs: Runs, say: Words) -> None:
     """The tab's elements and what they do."""
     results = Results(runs, say)
     listed = gr.HTML("", elem_id="runs")
+    refresh = gr.Button(say("refresh"), size="sm", elem_id="refresh")
     with gr.Row():
         one = gr.Dropdown([], label=say("run"), elem_id="one")
         other = gr.Dropdown([], label=say("beside"), info=say("beside_info"), elem_id="other")
@@ -38,13 +40,14 @@ def results_tab(page: gr.Blocks, runs: Runs, say: Words) -> None:
             report = gr.Dropdown([], label=say("report"), info=say("report_info"),
                                  elem_id="report")  # fmt: skip
             files = gr.File(label=say("files"), file_count="multiple", interactive=False,
-                            elem_id="files")  # fmt: skip
+                            elem_id="files", height=150)  # fmt: skip
     figures = gr.HTML("", elem_id="figures")
-    refresh = gr.Button(say("refresh"), elem_id="refresh")
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    gr.on([page.load, refresh.click], results.choices, None, [listed, one, other, report],
-          queue=False, **quiet)  # fmt: skip
-    gr.on([one.change, other.change], told(results.beside), [one, other], beside, **quiet)
+    gr.on(
+        [page.load, refresh.click], results.choices, one, [listed, one, other, report],
+        queue=False, **quiet,
+    ).then(told(results.beside), [one, other], beside, **quiet)  # fmt: skip
+    gr.on([one.input, other.input], told(results.beside), [one, other], beside, **quiet)
     report.change(told(results.report), report, [files, figures], **quiet)
     merge.click(told(results.merge), [one, form], merged, **quiet)
     gr.Timer(EVERY_SECONDS).tick(told(results.merged), [one, form], merged, queue=False, **quiet)
@@ -55,9 +58,10 @@ class Results:
 
     def __init__(self, runs: Runs, say: Words) -> None:
         self.runs, self.say = runs, say
-        self.copies = tempfile.TemporaryDirectory(prefix="suri-page-")
+        self.copies = tempfile.mkdtemp(prefix="suri-page-")
+        weakref.finalize(self, shutil.rmtree, self.copies, ignore_errors=True)
 
-    def choices(self) -> list[Any]:
+    def choices(self, chosen: str) -> list[Any]:
         """The table of runs, and the choices as they are now."""
         names, rows = [], []
         for name in self.runs.holding("recipe.toml"):
@@ -68,7 +72,8 @@ class Results:
             names.append(name)
         shown = table(self.say("run_heads").split("|"), rows) if rows else line(self.say("no_runs"))
         reports = self.runs.holding(*REPORTS)
-        first = gr.update(choices=names, value=next(iter(names), None))
+        chosen = chosen if chosen in names else next(iter(names), "")
+        first = gr.update(choices=names, value=chosen or None)
         return [shown, first, gr.update(choices=names), gr.update(choices=reports)]
 
     def _row(self, name: str, run: RunEntry) -> list[str]:
@@ -76,7 +81,7 @@ class Results:
         methods = {value: key for key, value in METHODS.items()}
         return [
             name, methods.get(settings["quantize"], ""), Path(str(settings["base_model"])).name,
-            self.say("finished" if run.result else "unfinished"),
+            self.say("done" if run.result else "unfinished"),
             *(f"{figures[key]:.3f}" if key in figures else "–"
               for key in ("base_loss", "held_out_loss")),
             readable_seconds(figures["train_seconds"]) if "train_seconds" in figures else "–",
@@ -99,7 +104,7 @@ class Results:
     def report(self, name: str) -> tuple[list[str], str]:
         """Copies of a folder's reports to download, and its figures."""
         folder = self.runs.place(name or "")
-        into = Path(tempfile.mkdtemp(dir=self.copies.name))
+        into = Path(tempfile.mkdtemp(dir=self.copies))
         found = [*folder.glob("report*.*"), *(folder / n for n in ("compare.json", "summary.json"))]
         copies = [shutil.copyfile(self._inside(f), into / f.name) for f in found if f.is_file()]
         pictures = sorted(folder.glob("figures/*.svg"))[:MOST_FIGURES]
@@ -131,7 +136,7 @@ class Results:
             checks = read_certificate(place)["checks"]
         except UsageError:
             return ""
-        rows = [(c["name"], "PASS" if c["passed"] else "FAIL", c["figure"], c["limit"])
+        rows = [(c["name"], "PASS" if c["passed"] else "FAIL", f"{c['figure']:.3g}", c["limit"])
                 for c in checks]  # fmt: skip
         said = self.say("certified", folder=place.relative_to(self.runs.root).as_posix())
         return line(said) + table(self.say("check_heads").split("|"), rows)

@@ -18,6 +18,7 @@ from suri.data.findings import Findings
 from suri.data.preview import marked, pieces_of
 from suri.data.prompt import find_prompt
 from suri.data.records import stream_records
+from suri.data.split import load_rows
 from suri.errors import UsageError
 from suri.files import make_folder, readable_bytes, readable_seconds
 from suri.infer.shelf import MODEL_FILES, Shelf
@@ -35,6 +36,7 @@ BUNDLED_ROWS = ("bundled:32", "bundled:300", "bundled:2000", "bundled:300:zh")
 METHODS = {"LoRA": "none", "int8": "int8", "QLoRA": "nf4"}
 KINDS = [".json", ".jsonl", ".csv", ".parquet"]
 DATA = "data"
+LOOKED_AT = 3
 FIT_SECONDS = 300
 EVERY_SECONDS = 2
 
@@ -47,11 +49,11 @@ def train_tab(page: gr.Blocks, shelf: Shelf, runs: Runs, say: Words) -> None:
             base = gr.Dropdown(trainer.bases(), label=say("base"), elem_id="base")
             rows = gr.Dropdown(trainer.rows(), label=say("rows"), info=say("rows_info"),
                                elem_id="rows")  # fmt: skip
-            file = gr.File(label=say("drop"), file_types=KINDS, elem_id="file", height=110)
+            file = gr.File(label=say("drop"), file_types=KINDS, elem_id="file", height=150)
             method = gr.Radio(list(METHODS), value="LoRA", label=say("method"),
                               info=say("method_info"), elem_id="method")  # fmt: skip
             name = gr.Textbox("my-lora", label=say("name"), max_lines=1, elem_id="name")
-            with gr.Accordion(say("more_settings"), open=False, elem_id="more"):
+            with gr.Accordion(say("more_settings"), open=False, elem_id="more"), gr.Row():
                 numbers = trainer.numbers()
             with gr.Row():
                 look = gr.Button(say("look"), min_width=90, elem_id="look")
@@ -140,12 +142,17 @@ class Trainer:
         asked = with_settings(Recipe(), self.settings(*given), "page")
         tokenizer = read_tokenizer(find_base(asked.base_model))
         prompt = find_prompt(asked.prompt_template_name, tokenizer)
-        report = check_rows(asked.data_path, tokenizer=tokenizer, prompt=prompt)
-        found = [*report.findings.first(fatal=True), *report.findings.first(fatal=False)]
-        problems, odd = report.findings.fatal, report.findings.warned
-        text = self.say("checked", rows=report.findings.rows, usable=report.usable,
-                        problems=problems, odd=odd)  # fmt: skip
-        first = [record for _, record in islice(stream_records(asked.data_path, Findings()), 3)]
+        if asked.data_path in BUNDLED_ROWS:
+            text, found = self.say("made_here"), []
+            first = [record for _, record in islice(load_rows(asked).train, LOOKED_AT)]
+        else:
+            report = check_rows(asked.data_path, tokenizer=tokenizer, prompt=prompt)
+            problems, odd = report.findings.fatal, report.findings.warned
+            text = self.say("checked", rows=report.findings.rows, usable=report.usable,
+                            problems=problems, odd=odd)  # fmt: skip
+            found = [*report.findings.first(fatal=True), *report.findings.first(fatal=False)]
+            rows = stream_records(asked.data_path, Findings())
+            first = [record for _, record in islice(rows, LOOKED_AT)]
         rules = Rules(asked.cutoff_len, asked.train_on_inputs, asked.overlong)
         encoded = encode_records(first, tokenizer, prompt, rules)
         shown = [f"<pre class='tokens'>{marked(pieces_of(row, tokenizer))}</pre>"
@@ -188,10 +195,9 @@ class Trainer:
         state = "running" if running else "resumable" if can_go_on(folder) else "ended"
         state = "finished" if run.result else state
         parts = [line(f"{self.say(state)} {self._progress(run)}"), curves(losses(run, ""))]
-        samples = [
-            sample for found in run.metrics[-99:] for sample in found.get("eval/samples", [])
-        ]
-        rows = [(s["instruction"], s["input"], s["answer"], s["expected"]) for s in samples[-3:]]
+        evaluated = [found["eval/samples"] for found in run.metrics if "eval/samples" in found]
+        names = ("instruction", "input", "answer", "expected")
+        rows = [[sample[name] for name in names] for each in evaluated[-1:] for sample in each]
         parts += [table(self.say("sample_heads").split("|"), rows)] if rows else []
         return "".join(parts) + ("" if run.result else block(self.runs.said(name)))
 
@@ -202,10 +208,11 @@ class Trainer:
         last, rows = steps[-1], int(read_object(run.folder / "data.json")["train_rows"])
         recipe = with_settings(Recipe(), dict(run.settings), str(run.folder))
         all_steps = Plan(recipe, range(max(1, rows))).steps
-        left = (all_steps - last["step"]) * last["seconds"] / max(1, last["step"])
+        seconds = (all_steps - last["step"]) * last["seconds"] / max(1, last["step"])
+        left = "" if run.result else self.say("left", time=readable_seconds(seconds))
         return self.say(
             "progress", step=last["step"], steps=all_steps, loss=f"{last['train/loss']:.3f}",
-            speed=f"{last['train/tokens_per_second']:.0f}", left=readable_seconds(left),
+            speed=f"{last['train/tokens_per_second']:.0f}", left=left,
             memory=readable_bytes(last["memory/peak_bytes"]),
         )  # fmt: skip
 
