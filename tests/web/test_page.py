@@ -105,9 +105,9 @@ def page(browser, address):
     return browser
 
 
-def until(condition):
+def until(condition, patience=PATIENCE_SECONDS):
     """What the condition gives once it is true; fails when patience ends."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + patience
     while not (found := condition()):
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
@@ -461,7 +461,7 @@ def test_a_run_is_started_watched_stopped_resumed_merged_and_asked(lab):
         open_tab(page, address, "Train")
         until(lambda: "Stopped, and saved" in find(page, "#view").text)
         find(page, "#resume").click()
-        until(lambda: "Finished" in find(page, "#view").text)
+        until(lambda: "Finished" in find(page, "#view").text, 3 * PATIENCE_SECONDS)
         assert "Step 8 of 8" in find(page, "#view").text
 
         open_tab(page, address, "Results")

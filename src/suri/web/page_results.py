@@ -91,13 +91,13 @@ class Results:
     def beside(self, one: str, other: str) -> str:
         """One run's curves, or two runs' over each other with all in which they differ."""
         there = [(name, read_run(self.runs.place(name))) for name in (one, other) if name]
-        drawn = curves([curve for name, run in there for curve in losses(run, name)])
+        drawn = curves([curve for name, run in there for curve in losses(run, name, self.say)])
         if len(there) < 2:
             return drawn
         (_, first), (_, second) = there
         rows = [(n, str(a), str(b)) for n, a, b in differing(first, second)]
         both = dict.fromkeys([*first.figures, *second.figures])
-        figures = [{n: f"{value:,.4g}" for n, value in run.figures.items()} for _, run in there]
+        figures = [{n: _figure(n, value) for n, value in run.figures.items()} for _, run in there]
         rows += [(n, figures[0].get(n, "–"), figures[1].get(n, "–")) for n in both]
         return drawn + table(["", one, other], rows)
 
@@ -140,6 +140,10 @@ class Results:
                 for c in checks]  # fmt: skip
         said = self.say("certified", folder=place.relative_to(self.runs.root).as_posix())
         return line(said) + table(self.say("check_heads").split("|"), rows)
+
+
+def _figure(name: str, value: float) -> str:
+    return readable_bytes(value) if name.endswith("_bytes") else f"{value:,.4g}"
 
 
 def _out(name: str, form: str) -> tuple[str, str]:

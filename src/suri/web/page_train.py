@@ -194,7 +194,10 @@ class Trainer:
             return line(state) + block(self.runs.said(name))
         state = "running" if running else "resumable" if can_go_on(folder) else "ended"
         state = "finished" if run.result else state
-        parts = [line(f"{self.say(state)} {self._progress(run)}"), curves(losses(run, ""))]
+        parts = [
+            line(f"{self.say(state)} {self._progress(run)}"),
+            curves(losses(run, "", self.say)),
+        ]
         evaluated = [found["eval/samples"] for found in run.metrics if "eval/samples" in found]
         names = ("instruction", "input", "answer", "expected")
         rows = [[sample[name] for name in names] for each in evaluated[-1:] for sample in each]
@@ -217,12 +220,12 @@ class Trainer:
         )  # fmt: skip
 
 
-def losses(run: RunEntry, name: str) -> list[tuple[str, Points]]:
+def losses(run: RunEntry, name: str, say: Words) -> list[tuple[str, Points]]:
     """A run's two curves."""
-    kinds = ("train/loss", "eval/loss")
+    kinds = {"train/loss": say("training_loss"), "eval/loss": say("held_out_loss")}
     return [
-        (f"{name} {kind}".strip(), [(m["step"], m[kind]) for m in run.metrics if kind in m])
-        for kind in kinds
+        (f"{name} {what}".strip(), [(m["step"], m[kind]) for m in run.metrics if kind in m])
+        for kind, what in kinds.items()
     ]
 
 
