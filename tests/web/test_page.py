@@ -409,6 +409,9 @@ def lab(browser, tmp_path):
     runs = tmp_path / "runs"
     study = runs / "study"
     (study / "figures").mkdir(parents=True)
+    rows = [{"instruction": f"Say {n}.", "output": n} for n in "abcdefgh"]
+    (runs / "data").mkdir()
+    (runs / "data" / "rows.json").write_text(json.dumps(rows))
     (study / "report.html").write_text("<h1>Found</h1>")
     (study / "figures" / "a.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
     with serving(tmp_path, runs=runs) as address:
@@ -442,9 +445,7 @@ def test_a_run_is_started_watched_stopped_resumed_merged_and_asked(lab):
     open_tab(page, address, "Train")
     until(lambda: find(page, "#more button").is_displayed())
     find(page, "#more button").click()
-    put(page, "#max_steps", "8")
-    put(page, "#num_epochs", "4")
-    put(page, "#cutoff_len", "128")
+    put(page, "#num_epochs", "24")
     find(page, "#name textarea, #name input").send_keys("-1")
     find(page, "#look").click()
     until(lambda: page.find_elements("css selector", "#seen .learned"))
@@ -462,7 +463,7 @@ def test_a_run_is_started_watched_stopped_resumed_merged_and_asked(lab):
         until(lambda: "Stopped, and saved" in find(page, "#view").text)
         find(page, "#resume").click()
         until(lambda: "Finished" in find(page, "#view").text, 3 * PATIENCE_SECONDS)
-        assert "Step 8 of 8" in find(page, "#view").text
+        assert "Step 24 of 24" in find(page, "#view").text
 
         open_tab(page, address, "Results")
         until(lambda: page.find_elements("css selector", "#runs td"))

@@ -20,8 +20,9 @@ from suri.data.prompt import find_prompt
 from suri.data.records import stream_records
 from suri.data.split import load_rows
 from suri.errors import UsageError
-from suri.files import make_folder, readable_bytes, readable_seconds
+from suri.files import LOCK, make_folder, readable_bytes, readable_seconds
 from suri.infer.shelf import MODEL_FILES, Shelf
+from suri.locks import is_held
 from suri.model.tokenizer import read_tokenizer
 from suri.model.weights import find_base
 from suri.reading import read_object
@@ -186,7 +187,9 @@ class Trainer:
         """The run as its files tell it: state, losses, sample answers, what went wrong."""
         if not name:
             return line(self.say("no_runs"))
-        folder, running = self.runs.place(name), self.runs.is_running(name)
+        folder = self.runs.place(name)
+        # Runs that somebody started in a terminal hold their folder alone.
+        running = self.runs.is_running(name) or is_held(folder / LOCK)
         try:
             run = read_run(folder)
         except UsageError:
