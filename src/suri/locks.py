@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 from suri.errors import UsageError
 from suri.files import LOCK, make_folder
@@ -79,6 +79,30 @@ def claiming(folder: Path) -> Iterator[None]:
             left = [path.name for path in folder.iterdir()] if folder.is_dir() else []
             if is_new and left == [LOCK]:
                 shutil.rmtree(folder)  # nothing came of it
+
+
+def hold_while_open(stream: IO[str]) -> None:
+    """Hold an open file until the last process that inherits it has ended.
+
+    Raises BlockingIOError where it is held already. Without fcntl (Windows) nothing is held.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return
+    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds that file; no where there is none."""
+    try:
+        with path.open() as stream:
+            hold_while_open(stream)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _holder(stream: TextIO) -> dict[str, Any]:

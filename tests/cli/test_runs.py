@@ -8,7 +8,7 @@ from suri.cli.curve import two_curves
 from suri.cli.main import main as suri
 from suri.data.records import Record, write_records
 from suri.errors import UsageError
-from suri.study.runs import differing, find_runs, read_run
+from suri.train.runs import differing, find_runs, read_run
 
 ROWS = [Record("Say it.", f"{n}", f"x{n}") for n in range(12)]
 

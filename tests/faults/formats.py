@@ -37,9 +37,9 @@ from suri.recipe import Recipe, recipe_from_toml
 from suri.study.forms import is_merge_of
 from suri.study.plan import read_plan
 from suri.study.report import build
-from suri.study.runs import differing, read_run
 from suri.study.trials import collect
 from suri.train.checkpoint import find_checkpoint, load_checkpoint
+from suri.train.runs import differing, read_run
 
 ROOT = Path(__file__).parents[2]
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "base.json")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -18,9 +19,15 @@ import pytest
 
 from conftest import missing
 from suri.data.records import Record
-from suri.infer.engines import open_model
+from suri.errors import UsageError
+from suri.infer.served import open_served
+from suri.infer.shelf import Shelf
 from suri.recipe import Decoding
-from suri.web.page import Desk, _line
+from suri.train.jobs import Runs
+from suri.web.page_chat import Desk, _conversation
+from suri.web.page_results import Results
+from suri.web.page_train import Trainer
+from suri.web.page_words import TEXTS, Words, curves, line, table
 
 PATIENCE_SECONDS = 120
 CHROMIUM_FLAGS = (
@@ -40,15 +47,16 @@ OPENING = {
 
 
 @contextmanager
-def serving(folder, *words):
+def serving(folder, *words, runs=None):
     """The address of a page, started as a user starts it."""
+    place = ["--runs", str(runs or folder / "runs")]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = folder / "log"
     with log.open("w") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "suri", "chat", *words, "--port", str(port)],
+            [sys.executable, "-m", "suri", "chat", *words, "--port", str(port), *place],
             env=os.environ | OPENING,
             stdout=stream,
             stderr=subprocess.STDOUT,
@@ -97,9 +105,9 @@ def page(browser, address):
     return browser
 
 
-def until(condition):
+def until(condition, patience=PATIENCE_SECONDS):
     """What the condition gives once it is true; fails when patience ends."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + patience
     while not (found := condition()):
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
@@ -197,42 +205,70 @@ TAB, OTHER_TAB = SimpleNamespace(session_hash="tab"), SimpleNamespace(session_ha
 
 
 @pytest.fixture(scope="module")
-def model(tiny):
-    return open_model(str(tiny))
+def shelf(tiny, tmp_path_factory):
+    return Shelf(open_served(str(tiny)), Runs(tmp_path_factory.mktemp("runs")))
 
 
-def answers(desk, *, temperature=0.0, beams=1, streaming=True, instruction="Say it.", tab=TAB):
+def desk_of(shelf):
+    return Desk(shelf, Words(0))
+
+
+def answers(
+    desk, *, temperature=0.0, beams=1, streaming=True, instruction="Say it.", tab=TAB, names=(),
+    remember=False, talk=(),
+):  # fmt: skip
     """Everything that the page shows, one after the other."""
-    return list(desk.answer(instruction, "", temperature, 0.9, 0, beams, 12, streaming, tab))
+    given = (instruction, "", temperature, 0.9, 0, beams, 12, 0, streaming, tab)
+    return list(desk.answer(list(names), remember, list(talk), *given))
+
+
+def texts(shown, place=0):
+    """What stood in one model's two boxes, in order; the conversation comes last."""
+    boxes = [row[2 * place : 2 * place + 2] for row in shown]
+    return [box for box in boxes if isinstance(box[0], str)]
 
 
 @pytest.mark.parametrize("beams, streaming", [(1, True), (1, False), (3, True), (3, False)])
-def test_the_answer_shown_is_the_models(model, beams, streaming):
+def test_the_answer_shown_is_the_models(shelf, beams, streaming):
     decoding = Decoding(temperature=0, top_p=0.9, top_k=0, num_beams=beams, max_new_tokens=12)
+    model = shelf.take(shelf.served.default)
     (expected,) = model.answer([Record("Say it.", "", "")], decoding)
-    shown = answers(Desk(model), beams=beams, streaming=streaming)
+    shown = texts(answers(desk_of(shelf), beams=beams, streaming=streaming))
     assert shown[-1][0] == expected.text.lstrip()
     assert f"{expected.tokens} tokens in" in shown[-1][1]
     if beams > 1 or not streaming:
         assert len(shown) == 1
 
 
-def test_stop_reaches_its_own_tab_only_also_before_its_turn(model):
-    desk = Desk(model)
-    desk.begin(TAB)
-    desk.begin(OTHER_TAB)
+def test_a_conversation_goes_on_from_the_answers_of_each_model(shelf):
+    name = shelf.served.default
+    desk, decoding = desk_of(shelf), Decoding(temperature=0, top_p=0.9, top_k=0, max_new_tokens=12)
+    *_, talk, shown = answers(desk, remember=True)[-1]
+    first = talk[0][1][name]
+    assert "Say it." in shown
+    boxes = texts(answers(desk, instruction="And now?", remember=True, talk=talk))
+    asked = Record("And now?", "", "", history=(("Say it.", first),))
+    (expected,) = shelf.take(name).answer([asked], decoding)
+    assert boxes[-1][0] == expected.text.lstrip()
+    assert answers(desk, instruction="And now?", talk=talk)[-1][-2:] == [[], ""]
+
+
+def test_stop_reaches_its_own_tab_only_also_before_its_turn(shelf):
+    desk = desk_of(shelf)
+    desk.begin([], TAB)
+    desk.begin([], OTHER_TAB)
     desk.stop(TAB)
-    assert "0 tokens" in answers(desk)[-1][1]
-    assert "stopped" in answers(desk)[-1][1]
-    assert "12 tokens" in answers(desk, tab=OTHER_TAB)[-1][1]
-    desk.begin(TAB)  # a new question
-    assert "at the limit of Max tokens" in answers(desk)[-1][1]
+    assert "0 tokens" in texts(answers(desk))[-1][1]
+    assert "stopped" in texts(answers(desk))[-1][1]
+    assert "12 tokens" in texts(answers(desk, tab=OTHER_TAB))[-1][1]
+    desk.begin([], TAB)  # a new question
+    assert "at the limit of Max tokens" in texts(answers(desk))[-1][1]
 
 
-def test_a_closed_tab_ends_its_answer(model):
-    desk = Desk(model)
-    desk.begin(TAB)
-    pieces = desk.answer("Say it.", "", 0, 1, 0, 1, 12, True, TAB)
+def test_a_closed_tab_ends_its_answer(shelf):
+    desk = desk_of(shelf)
+    desk.begin([], TAB)
+    pieces = desk.answer([], False, [], "Say it.", "", 0, 1, 0, 1, 12, 0, True, TAB)
     stop = desk.stops["tab"]
     desk.leave(TAB)
     assert stop.is_set()
@@ -241,13 +277,228 @@ def test_a_closed_tab_ends_its_answer(model):
     assert list(pieces)  # an answer without a tab still ends well
 
 
-def test_settings_that_cannot_work_get_a_message(model):
-    ((text, facts),) = answers(Desk(model), temperature=99.0)
+def test_settings_that_cannot_work_get_a_message(shelf):
+    ((text, facts),) = texts(answers(desk_of(shelf), temperature=99.0))
     assert text == ""
     assert "temperature = 99.0 is not from 0 to 10" in facts
 
 
+MARKUP = "<script>alert('&')</script><img src=//elsewhere>"
+
+
 def test_names_and_messages_are_shown_as_text():
-    assert _line("<script>alert('&')</script>") == (
-        "<p>&lt;script&gt;alert(&#x27;&amp;&#x27;)&lt;/script&gt;</p>"
+    assert line(MARKUP[:27]) == "<p>&lt;script&gt;alert(&#x27;&amp;&#x27;)&lt;/script&gt;</p>"
+    shown = [
+        _conversation([(MARKUP, {MARKUP: MARKUP})]),
+        table([MARKUP], [[MARKUP]]),
+        curves([(MARKUP, [(0, 1.0), (1, 0.5)])]),
+    ]
+    for html in shown:
+        assert "<script" not in html
+        assert "<img" not in html
+        assert "&lt;img" in html
+
+
+def test_every_text_is_there_in_both_languages():
+    assert all(len(both) == 2 and all(text.strip() for text in both) for both in TEXTS.values())
+    for english, chinese in TEXTS.values():
+        fields = [set(re.findall(r"{(\w+)}", text)) for text in (english, chinese)]
+        assert fields[0] == fields[1], english
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../x", "/etc/passwd", "a/../../x", "link", "link/hostname", ".page", "a/.git",
+     "\0"],
+)  # fmt: skip
+def test_no_name_leads_out_of_the_folder_of_runs(tmp_path, name):
+    runs = Runs(tmp_path / "runs")
+    (runs.root / "link").symlink_to("/etc")
+    with pytest.raises(UsageError):
+        runs.place(name)
+    results, trainer = (
+        Results(runs, Words(0)),
+        Trainer(SimpleNamespace(served=None), runs, Words(0)),
     )
+    for work in (results.report, trainer.resume, lambda n: results.merge(n, "hf")):
+        with pytest.raises(UsageError):
+            work(name)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../a", ".a", "-a", "a;b", "x" * 65, "there"])
+def test_odd_or_taken_names_are_refused(tmp_path, name):
+    runs = Runs(tmp_path)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UsageError):
+        runs.new(name)
+    assert runs.new("mine") == tmp_path.resolve() / "mine"
+
+
+def test_a_report_that_is_a_link_to_elsewhere_is_not_copied(tmp_path):
+    runs = Runs(tmp_path / "runs")
+    (runs.root / "study").mkdir()
+    (runs.root / "study" / "summary.json").write_text("{}")
+    results = Results(runs, Words(0))
+    copies, _ = results.report("study")
+    assert [Path(copy).name for copy in copies] == ["summary.json"]
+    (runs.root / "study" / "report.html").symlink_to("/etc/hostname")
+    with pytest.raises(UsageError):
+        results.report("study")
+
+
+def test_a_file_that_is_dropped_is_kept_checked_and_shown(tiny, tmp_path):
+    runs = Runs(tmp_path / "runs")
+    trainer = Trainer(Shelf(open_served(str(tiny)), runs), runs, Words(0))
+    file = tmp_path / "rows.json"
+    rows = [{"instruction": f"Say {n}<b>.", "input": "", "output": f"{n}"} for n in "abc"]
+    file.write_text(json.dumps([*rows, {"instruction": "no answer"}]))
+    trainer.keep(str(file))
+    trainer.keep(str(file))  # the same again is the same
+    assert trainer.rows()[0] == "data/rows.json"
+    base = trainer.bases()[0]
+    shown = trainer.look(base, "data/rows.json", "LoRA", 0, 1, 3e-4, 512, 8)
+    assert "4 rows, 3 can be used; 1 problems" in shown
+    assert "<b>" not in shown
+    assert 'class="learned">a</span>' in shown
+    file.write_text("[]")
+    with pytest.raises(UsageError, match="there already"):
+        trainer.keep(str(file))
+    with pytest.raises(UsageError, match="not in the folder"):
+        trainer.look(base, str(file), "LoRA", 0, 1, 3e-4, 512, 8)
+    with pytest.raises(UsageError, match="lora_r"):
+        trainer.look(base, "data/rows.json", "LoRA", 0, 1, 3e-4, 512, 0)
+
+
+def test_models_are_opened_when_asked_for_and_closed_when_memory_is_short(
+    tiny, tmp_path, monkeypatch
+):
+    runs = Runs(tmp_path)
+    for name in ("one", "two"):
+        shutil.copytree(tiny, runs.root / name)
+    shelf = Shelf(open_served(str(tiny)), runs)
+    assert set(shelf.names()) == {shelf.served.default, "8-bit", "one", "two"}
+    for name in ("one", "8-bit"):
+        shelf.take(name)
+    assert list(shelf.opened) == ["one", "8-bit"]
+    free = iter([0, 10**12])
+    monkeypatch.setattr("suri.infer.shelf.free_memory_bytes", lambda _: next(free))
+    shelf.take("two")
+    assert list(shelf.opened) == ["8-bit", "two"]  # the oldest went
+    monkeypatch.setattr("suri.infer.shelf.free_memory_bytes", lambda _: 0)
+    shown = texts(answers(desk_of(shelf), names=["one"]))
+    assert "does not fit into memory" in shown[-1][1]
+
+
+def test_a_job_outlives_who_started_it_and_runs_once(tmp_path):
+    runs = Runs(tmp_path)
+    (tmp_path / "rows.json").write_text("[]")
+    runs.start("job", ["data", "check", str(tmp_path / "rows.json"), "--base_model", "none"])
+    assert runs.is_running("job")
+    with pytest.raises(UsageError, match="running already"):
+        Runs(tmp_path).start("job", ["--help"])
+    until(lambda: not Runs(tmp_path).is_running("job"))
+    assert "rows.json" in runs.said("job")
+    runs.start("job", ["data", "--help"])  # again, anew
+    until(lambda: not runs.is_running("job"))
+    assert "rows.json" not in runs.said("job")
+
+
+@pytest.fixture
+def lab(browser, tmp_path):
+    """A page over a folder of runs that holds a study, and the folder."""
+    runs = tmp_path / "runs"
+    study = runs / "study"
+    (study / "figures").mkdir(parents=True)
+    rows = [{"instruction": f"Say {n}.", "output": n} for n in "abcdefgh"]
+    (runs / "data").mkdir()
+    (runs / "data" / "rows.json").write_text(json.dumps(rows))
+    (study / "report.html").write_text("<h1>Found</h1>")
+    (study / "figures" / "a.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+    with serving(tmp_path, runs=runs) as address:
+        yield browser, address, runs, tmp_path
+
+
+def open_tab(page, address, name):
+    page.get(address)
+    until(lambda: page.find_elements("css selector", "#instruction textarea"))
+    until(lambda: [t for t in tabs(page) if t.text == name])[0].click()
+
+
+def tabs(page):
+    return page.find_elements("css selector", "button[role=tab]")
+
+
+def put(page, selector, value):
+    box = find(page, f"{selector} input")
+    until(box.is_displayed)
+    box.send_keys("\ue009a\ue000", value)  # Control and a, then the text
+
+
+def points(page):
+    found = page.find_elements("css selector", "#view svg")
+    return int(found[0].get_attribute("data-points")) if found else 0
+
+
+@pytest.mark.slow
+def test_a_run_is_started_watched_stopped_resumed_merged_and_asked(lab):
+    page, address, runs, folder = lab
+    open_tab(page, address, "Train")
+    until(lambda: find(page, "#more button").is_displayed())
+    find(page, "#more button").click()
+    put(page, "#num_epochs", "24")
+    find(page, "#name textarea, #name input").send_keys("-1")
+    find(page, "#look").click()
+    until(lambda: page.find_elements("css selector", "#seen .learned"))
+    find(page, "#start").click()
+    first = until(lambda: points(page))
+    page.refresh()
+    open_tab(page, address, "Train")
+    until(lambda: points(page) > first)  # it moves, and was not lost
+    find(page, "#stop_run").click()
+    until(lambda: "Stopped, and saved" in find(page, "#view").text)
+    assert not (runs / "my-lora-1" / "result.json").is_file()
+
+    with serving(folder, runs=runs) as address:  # another server over the same folder
+        open_tab(page, address, "Train")
+        until(lambda: "Stopped, and saved" in find(page, "#view").text)
+        find(page, "#resume").click()
+        until(lambda: "Finished" in find(page, "#view").text, 3 * PATIENCE_SECONDS)
+        assert "Step 24 of 24" in find(page, "#view").text
+
+        open_tab(page, address, "Results")
+        until(lambda: page.find_elements("css selector", "#runs td"))
+        until(lambda: page.find_elements("css selector", "#beside svg"))
+        find(page, "#merge").click()
+        until(lambda: "PASS" in find(page, "#merged").text)
+        assert (runs / "my-lora-1-hf" / "certificate.json").is_file()
+        find(page, "#report input").click()
+        until(lambda: page.find_elements("css selector", "ul[role=listbox] li"))[0].click()
+        link = until(lambda: page.find_elements("css selector", "#files a[href*='report.html']"))[0]
+        with urllib.request.urlopen(link.get_attribute("href")) as answer:
+            assert answer.read() == b"<h1>Found</h1>"
+        assert page.find_elements("css selector", "#figures img")
+
+        open_tab(page, address, "Chat")
+        for name in ("my-lora-1", "my-lora-1-hf"):
+            choose(page, name)
+        ask(page, "Say hello.")
+        until(lambda: find(page, "#answer").is_enabled() and find(page, "#facts-3").text)
+        texts = [find(page, f"#output{n} textarea").get_attribute("value") for n in ("-2", "-3")]
+        assert "tokens/s" in find(page, "#facts-3").text
+        assert texts[0] == texts[1]  # the merge answers as the adapter
+
+
+def choose(page, name):
+    find(page, "#models input").send_keys(name)
+    until(lambda: option(page, name)).click()
+
+
+def option(page, name):
+    found = page.find_elements("css selector", "ul[role=listbox] li")
+    return next((o for o in found if o.get_attribute("data-value") == name or o.text == name), None)
+
+
+def test_the_page_speaks_chinese(page, address):
+    page.get(address + "zh/")
+    until(lambda: [t.text for t in tabs(page)] == ["对话", "训练", "结果"])
+    assert "指令" in find(page, "#instruction").text

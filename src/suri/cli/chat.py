@@ -1,6 +1,7 @@
 """`suri chat` and alpaca-lora's generate.py: a page to talk to a model."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """Open the chat page."""
+    """Open the page: chat, training and results."""
 
     model: tyro.conf.Positional[str] = ""
     """Run, adapter, or model folder in HF's or Meta's format ("": the embedded base)."""
@@ -40,6 +41,8 @@ class Page:
     """What visitors must know."""
     device: str = "auto"
     """cpu, cuda, or auto: a GPU where torch can use one."""
+    runs: str = "."
+    """Folder of the runs, data and merges that the page shows and makes; it reaches no other."""
 
 
 def run_page(argv: list[str]) -> None:
@@ -48,8 +51,21 @@ def run_page(argv: list[str]) -> None:
     refuse_open_door("page", page.server_name, page.password, share=page.share_gradio)
     open_page = _page_opener()
     base, adapter = _names(page)
+    from suri.infer.served import check_prompt, open_served
+    from suri.train.jobs import Runs
+
+    check_prompt(page.prompt_template)  # a wrong name is told before gigabytes are read
+    print(f"opening {base.strip()}" + (f" with {adapter.strip()}" if adapter else ""), flush=True)
+    served = open_served(
+        base,
+        lora_weights=adapter,
+        load_8bit=page.load_8bit,
+        device=page.device,
+        prompt=page.prompt_template,
+    )
     open_page(
-        open_named(base, adapter, page.load_8bit, page.device, page.prompt_template),
+        served,
+        Runs(Path(page.runs.strip() or ".")),
         server_name=page.server_name,
         port=page.port,
         share=page.share_gradio,

@@ -14,8 +14,8 @@ from suri.cli.curve import two_curves
 from suri.cli.flags import parse
 from suri.errors import UsageError
 from suri.files import readable_bytes, readable_seconds
-from suri.study.runs import RunEntry, differing, find_runs, read_run
 from suri.study.sections import plain
+from suri.train.runs import RunEntry, differing, find_runs, read_run
 
 
 @dataclass(frozen=True)

@@ -57,8 +57,13 @@ def write_page(path: Path, title: str, rows: Sequence[tuple[int, Sequence[Piece]
 def _row(number: int, pieces: Sequence[Piece]) -> str:
     learned = sum(piece.tokens for piece in pieces if piece.learned)
     tokens = sum(piece.tokens for piece in pieces)
-    marks = "".join(_mark(piece) for piece in pieces)
-    return f"<h2>Row {number}</h2><p>{learned} of {tokens} tokens are learned</p><pre>{marks}</pre>"
+    said = f"<p>{learned} of {tokens} tokens are learned</p>"
+    return f"<h2>Row {number}</h2>{said}<pre>{marked(pieces)}</pre>"
+
+
+def marked(pieces: Sequence[Piece]) -> str:
+    """Tokens as HTML, each with the classes `learned` and `special` where it is."""
+    return "".join(_mark(piece) for piece in pieces)
 
 
 def _mark(piece: Piece) -> str:

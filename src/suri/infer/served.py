@@ -13,7 +13,9 @@ from suri.model.adapter import Adapter
 from suri.model.adapter_file import read_adapter
 from suri.model.decoder import Decoder
 from suri.model.linear import Linear, LowRank
+from suri.model.storage import IN_USE
 from suri.model.tokenizer import Tokenizer
+from suri.model.weights import recorded_base
 
 Placed = list[tuple[Linear, str, LowRank]]
 """An adapter's pairs, and where each belongs."""
@@ -32,10 +34,27 @@ class Served:
     """A decoder that answers as one of its voices at a time; `default` is the model asked for."""
 
     def __init__(
-        self, decoder: Decoder, tokenizer: Tokenizer, voices: Mapping[str, Voice], default: str
-    ) -> None:
+        self, decoder: Decoder, tokenizer: Tokenizer, voices: Mapping[str, Voice], default: str,
+        storage: str = "none",
+    ) -> None:  # fmt: skip
         self.decoder, self.tokenizer = decoder, tokenizer
-        self.voices, self.default = dict(voices), default
+        self.voices, self.default, self.storage = dict(voices), default, storage
+
+    @property
+    def base(self) -> Voice:
+        """The voice without an adapter."""
+        return next(voice for voice in self.voices.values() if not voice.pairs)
+
+    def add(self, name: str, folder: Path) -> bool:
+        """Put one more adapter over the base, if it was trained on that base, stored like this."""
+        adapter = read_adapter(folder)
+        if recorded_base(folder).resolve() != self.base.folder.resolve():
+            return False
+        if IN_USE[adapter.base.get("quantize") or "none"] != self.storage:
+            return False
+        pairs = _placed(self.decoder, adapter)
+        self.voices[name] = Voice(read_prompt(folder), pairs, folder)
+        return True
 
     def become(self, name: str) -> None:
         """Put this voice's pairs, and no others, into the decoder; nothing is copied.
@@ -63,11 +82,12 @@ def open_served(
     if own:
         folders = _with_own(own, folders)
     read = {name: read_adapter(folder) for name, folder in folders.items()}
+    storage = _storage(read, load_8bit)
     opened = open_model(
         str(base),
         lora_weights=str(own or ""),
         load_8bit=load_8bit,
-        quantize=_storage(read, load_8bit),
+        quantize=storage,
         device=device,
     )
     assert isinstance(opened.engine, DecoderEngine)
@@ -81,7 +101,9 @@ def open_served(
         warn_of_other_base(base, read[each].base)
         pairs = _placed(decoder, read[each])
         voices[each] = Voice(given or read_prompt(folder), pairs, folder)
-    served = Served(decoder, opened.tokenizer, voices, next(iter(folders)) if own else name)
+    in_use = "int8-weight" if load_8bit else IN_USE[storage or "none"]
+    default = next(iter(folders)) if own else name
+    served = Served(decoder, opened.tokenizer, voices, default, in_use)
     served.become(served.default)
     return served
 

@@ -18,6 +18,7 @@ from suri.errors import UsageError
 from suri.manifest import sha256
 from suri.reading import read_toml
 from suri.recipe import Quantize, Recipe, settings_of, with_settings
+from suri.train.runs import WHERE
 
 DATA, HELD_OUT = "data", "held_out.json"
 VARIED = ("quantize", "rows", "seeds")
@@ -28,8 +29,6 @@ FIXED = (
 )  # fmt: skip
 """Settings that a study does not vary: trials of unequal micro-batches, machines or rows say
 nothing about methods, and the rest says nothing about learning."""
-WHERE = ("output_dir", "overwrite", "resume", "resume_from_checkpoint", "wandb_run_name")
-"""Settings that say where a run lies and not what it is."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from typing import Any
 from suri.errors import SuriError, UsageError
 from suri.reading import read_json_lines, read_object, read_toml, well_formed
 from suri.recipe import Recipe, settings_of
-from suri.study.plan import WHERE
 
+WHERE = ("output_dir", "overwrite", "resume", "resume_from_checkpoint", "wandb_run_name")
+"""Settings that say where a run lies and not what it is."""
 DEEPEST = 6
 INSIDE = ("checkpoints", "best", "work")
 """Folders of a run or a comparison that hold no run."""
