@@ -29,7 +29,7 @@ bench: $(VENV)/.dev            ## the demo, timed step by step, into benchmarks/
 docs: $(VENV)/.dev             ## the documents as a site in site/, and what they say held against the code
 	$(VENV)/bin/python tools/make_reference.py
 	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict --quiet
-	$(RUN) pytest tests/test_document*.py -m "not soak"
+	$(RUN) pytest tests/test_document*.py
 
 fix: $(VENV)/.dev              ## format, and mend what can be mended
 	$(VENV)/bin/ruff check --fix .

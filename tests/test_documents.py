@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ def test_every_link_and_path_exists(document: Path) -> None:
 
 FIGURE = re.compile(r"\[([\d.,]+)( [GM]B| %| ms)?\]\(([^)\s]+\.json) \"([^\"]+)\"\)")
 SCALE = {" %": 100, " ms": 1000, "": 1}
+UNITS = (1, 100, 1000, 1e-3, 1e-6, 1e-9)
 
 
 def committed(file: Path, place: str) -> Any:
@@ -70,6 +72,45 @@ def test_every_figure_that_is_a_link_is_the_committed_one(document: Path) -> Non
             value *= SCALE[unit]
         decimals = len(said.partition(".")[2])
         assert f"{value:,.{decimals}f}" == said, f"{said}{unit}: {place}"
+
+
+def numbers_in(value: Any) -> Iterator[float]:
+    """Every number of a result."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from numbers_in(part)
+    elif isinstance(value, int | float):
+        yield abs(value)
+
+
+def beside_results(document: Path) -> Iterator[tuple[list[Path], str]]:
+    """Paragraphs that link to results, each with the tables next to it, links and code left out.
+
+    Neither figures that are said to be uncommitted nor versions of packages are results.
+    """
+    parts = document.read_text(encoding="utf-8").split("\n\n")
+    for place, part in enumerate(parts):
+        files = re.findall(r"\]\(((?:\.\./)?benchmarks/results/[\w.-]+\.json)\)", part)
+        near = [] if "not kept as figures" in part else parts[max(0, place - 1) : place + 2]
+        tables = [other for other in near if other.lstrip().startswith("|")]
+        text = re.sub(r"\]\([^)]*\)|`[^`]*`|(?:torch|transformers|peft|trl) [\d.]+", "",
+                      "\n".join([part, *tables]))  # fmt: skip
+        if files and "not kept as figures" not in part:
+            yield [document.parent / file for file in files], text
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_figures_beside_a_result_are_in_it(document: Path) -> None:
+    """Every number with a decimal point, as written, in some unit (%, GB, MB, ms)."""
+    for files, text in beside_results(document):
+        results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        values = [value * unit for value in numbers_in(results) for unit in UNITS]
+        for said in set(re.findall(r"(?<![\w.])\d[\d,]*\.\d+(?![\w.])", text)):
+            half = 0.5 * 10.0 ** -len(said.partition(".")[2]) + 1e-9
+            number = float(said.replace(",", ""))
+            assert any(abs(value - number) <= half for value in values), f"{said} beside {files}"
 
 
 def test_the_page_of_figures_has_one_of_every_result() -> None:
