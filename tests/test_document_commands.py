@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import itertools
 import re
 import shlex
 import xml.etree.ElementTree as ElementTree
@@ -20,9 +21,12 @@ from suri.train.budget import estimate
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 SCRIPTS = {"finetune.py": "finetune", "generate.py": "chat"}
+OPERATORS = ("&", "&&", "|", "||", ";", ">")
+"""Where a command ends for the shell."""
 ELSEWHERE = {"--wandb_watch", "--wandb_log_model", "--flag-name", "--flag_name", "--flag",
-             "--tiny", "--no-deps"}  # fmt: skip
-"""Flags in the text that no verb knows: accepted without use, examples, a benchmark's, pip's."""
+             "--tiny", "--no-deps",
+    "--tokenizer"}  # fmt: skip
+"""Flags in the text that no verb knows: accepted without use, examples, a benchmark's, pip's, vLLM's."""
 
 
 def module(path: str) -> ModuleType:
@@ -50,7 +54,8 @@ def commands_in(text: str) -> Iterator[list[str]]:
         for line in joined.splitlines():
             line = line.removeprefix("$ ").removeprefix(".venv/bin/")
             if re.match(r"(suri|python|make) \S", line):
-                yield shlex.split(line, comments=True)
+                words = shlex.split(line, comments=True)
+                yield list(itertools.takewhile(lambda word: word not in OPERATORS, words))
 
 
 def check(words: list[str]) -> None:
