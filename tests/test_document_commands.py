@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import re
 import shlex
+import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,10 +24,12 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 SCRIPTS = {"finetune.py": "finetune", "generate.py": "chat"}
 OPERATORS = ("&", "&&", "|", "||", ";", ">")
 """Where a command ends for the shell."""
-ELSEWHERE = {"--wandb_watch", "--wandb_log_model", "--flag-name", "--flag_name", "--flag",
-             "--tiny", "--no-deps",
-    "--tokenizer"}  # fmt: skip
-"""Flags in the text that no verb knows: accepted without use, examples, a benchmark's, pip's, vLLM's."""
+ELSEWHERE = {
+    *("--wandb_watch", "--wandb_log_model"),  # accepted, not used
+    *("--flag-name", "--flag_name", "--flag"),  # examples
+    *("--tiny", "--no-deps", "--tokenizer", "--chat-template"),  # a benchmark's, pip's, vLLM's
+}
+"""Flags in the text that no verb declares."""
 
 
 def module(path: str) -> ModuleType:
@@ -35,7 +38,7 @@ def module(path: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     made = importlib.util.module_from_spec(spec)
-    __import__("sys").modules[spec.name] = made
+    sys.modules[spec.name] = made
     spec.loader.exec_module(made)
     return made
 
