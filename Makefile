@@ -26,8 +26,10 @@ slow: $(VENV)/.dev browser     ## every test
 bench: $(VENV)/.dev            ## the demo, timed step by step, into benchmarks/results
 	$(VENV)/bin/python benchmarks/demo.py
 
-docs: $(VENV)/.dev             ## every path that the documents name exists
-	$(RUN) pytest tests/test_documents.py
+docs: $(VENV)/.dev             ## the documents as a site in site/, and what they say held against the code
+	$(VENV)/bin/python tools/make_reference.py
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict --quiet
+	$(RUN) pytest tests/test_document*.py
 
 fix: $(VENV)/.dev              ## format, and mend what can be mended
 	$(VENV)/bin/ruff check --fix .
@@ -61,4 +63,4 @@ browser:
 	else echo "some tests are skipped here (apt-get install $(PROGRAMS))"; fi
 
 clean:
-	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest build dist src/*.egg-info
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest build dist site src/*.egg-info

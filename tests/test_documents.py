@@ -2,29 +2,169 @@
 
 import importlib.util
 import json
+import os
 import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from suri.cli.main import HIDDEN, VERBS
 from suri.recipe import ALPACA_LORA, LINEARS, Recipe, recipe_from_toml
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+LINK = re.compile(r"\]\(([^)#:\s]*)(?:#([^)\s]*))?(?: \"([^\"]*)\")?\)")
+"""Path, anchor and title of a link within the repository."""
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and the site make them."""
+    text = re.sub(r"^```.*?^```", "", document.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    plain = (re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in headings)
+    return {re.sub(r"[\s-]+", "-", heading) for heading in plain}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_every_link_and_verb_exists(document: Path) -> None:
+def test_every_link_and_path_exists(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (document.parent / target).exists(), target
-    verbs = set(re.findall(r"(?:^|`)suri ([a-z]+)", text, flags=re.MULTILINE))
-    assert verbs <= VERBS.keys() | HIDDEN.keys(), verbs
-    for path in re.findall(r"\b(?:recipes|benchmarks|docs)/[\w./-]+\.\w+", text):
+    for target, anchor, _ in LINK.findall(text):
+        place = document.parent / target if target else document
+        assert place.exists(), target
+        if anchor:
+            assert anchor in anchors(place), f"{target}#{anchor}"
+    here = re.sub(r"https?://\S+", "", text)
+    for path in re.findall(r"\b(?:recipes|benchmarks|docs|tools|tests)/[\w./-]+\.\w+", here):
         assert (ROOT / path).exists(), path
+
+
+FIGURE = re.compile(r"\[([\d.,]+)( [GM]B| %| ms)?\]\(([^)\s]+\.json) \"([^\"]+)\"\)")
+SCALE = {" %": 100, " ms": 1000, "": 1}
+UNITS = (1, 100, 1000, 1e-3, 1e-6, 1e-9)
+
+
+def committed(file: Path, place: str) -> Any:
+    """What a result holds at a place such as "lines / cp / seconds"."""
+    value = json.loads(file.read_text(encoding="utf-8"))
+    for key in place.split(" / "):
+        value = value[int(key)] if isinstance(value, list) else value[key]
+    return value
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_figure_that_is_a_link_is_the_committed_one(document: Path) -> None:
+    """[526](results/x.json "speed / median") says what stands there, rounded as it is written."""
+    text = document.read_text(encoding="utf-8")
+    found = FIGURE.findall(text)
+    assert len(found) == len(re.findall(r"\.json \"", text)), "a figure of another form"
+    for said, unit, file, place in found:
+        value = committed(document.parent / file, place)
+        if unit in (" GB", " MB"):
+            value /= {" GB": 1e9, " MB": 1e6}[unit] if value > 1e6 else 1
+        else:
+            value *= SCALE[unit]
+        decimals = len(said.partition(".")[2])
+        assert f"{value:,.{decimals}f}" == said, f"{said}{unit}: {place}"
+
+
+def numbers_in(value: Any) -> Iterator[float]:
+    """Every number of a result."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from numbers_in(part)
+    elif isinstance(value, int | float):
+        yield abs(value)
+
+
+def beside_results(document: Path) -> Iterator[tuple[list[Path], str]]:
+    """Paragraphs that link to results, each with the tables next to it, links and code left out.
+
+    Neither figures that are said to be uncommitted nor versions of packages are results.
+    """
+    parts = document.read_text(encoding="utf-8").split("\n\n")
+    for place, part in enumerate(parts):
+        files = re.findall(r"\]\(((?:\.\./)?benchmarks/results/[\w.-]+\.json)\)", part)
+        near = [] if "not kept as figures" in part else parts[max(0, place - 1) : place + 2]
+        tables = [other for other in near if other.lstrip().startswith("|")]
+        text = re.sub(r"\]\([^)]*\)|`[^`]*`|(?:torch|transformers|peft|trl) [\d.]+", "",
+                      "\n".join([part, *tables]))  # fmt: skip
+        if files and "not kept as figures" not in part:
+            yield [document.parent / file for file in files], text
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_figures_beside_a_result_are_in_it(document: Path) -> None:
+    """Every number with a decimal point, as written, in some unit (%, GB, MB, ms)."""
+    for files, text in beside_results(document):
+        results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        values = [value * unit for value in numbers_in(results) for unit in UNITS]
+        for said in set(re.findall(r"(?<![\w.])\d[\d,]*\.\d+(?![\w.])", text)):
+            half = 0.5 * 10.0 ** -len(said.partition(".")[2]) + 1e-9
+            number = float(said.replace(",", ""))
+            assert any(abs(value - number) <= half for value in values), f"{said} beside {files}"
+
+
+def test_the_page_of_figures_has_one_of_every_result() -> None:
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    named = {Path(file).name for _, _, file, _ in FIGURE.findall(text)}
+    assert len(named) > 8
+    scripts = re.findall(r"python (benchmarks/\w+\.py)", text)
+    assert {name.split("-")[0].split(".")[0] for name in named if "-" not in name} <= {
+        Path(script).stem for script in scripts
+    }
+
+
+def test_both_readmes_say_the_same() -> None:
+    english, chinese = ((ROOT / name).read_text("utf-8") for name in ("README.md", "README.zh.md"))
+
+    def commands(text: str) -> list[str]:
+        blocks = re.findall(r"^```bash\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+        return [line.partition("#")[0].rstrip() for block in blocks for line in block.splitlines()]
+
+    def targets(text: str) -> list[str]:
+        return re.findall(r"\]\(([^)]+)\)", text)
+
+    def numbers(text: str) -> Counter[str]:
+        return Counter(re.findall(r"\d+(?:[.,]\d+)*", text))
+
+    assert commands(english) == commands(chinese)
+    there, here = targets(english), targets(chinese)
+    assert (there[0], here[0]) == ("README.zh.md", "README.md")
+    assert there[1:] == here[1:]
+    assert numbers(english) == numbers(chinese)
+    assert max(len(text.splitlines()) for text in (english, chinese)) <= 120
+
+
+def test_every_page_is_in_the_sites_menu() -> None:
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in ROOT.glob("docs/*.md"):
+        assert f": {page.name}\n" in menu, f"mkdocs.yml names no {page.name}"
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning_and_fetches_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False,
+                          env=os.environ | {"NO_MKDOCS_2_WARNING": "1"})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    pages = sorted(tmp_path.glob("*.html"))
+    assert len(pages) > len(DOCUMENTS) - 1
+    for page in [*pages, *tmp_path.glob("assets/**/*.css")]:
+        text = page.read_text(encoding="utf-8")
+        fetched = re.findall(r"<(?:script|img|iframe|source)[^>]* src=\"?(?:https?:)?//", text)
+        fetched += re.findall(r"<link[^>]* rel=\"?(?:stylesheet|preconnect|icon)[^>]*//", text)
+        fetched += re.findall(r"(?:url\(|@import )[\"']?(?:https?:)?//", text)
+        assert fetched == [], page
 
 
 def test_the_readme_leads_with_a_command() -> None:
@@ -33,13 +173,6 @@ def test_the_readme_leads_with_a_command() -> None:
     run = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "make test" in lines
     assert run.rstrip().endswith("make test")
-
-
-def test_the_readmes_tree_names_every_room() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    rooms = {path.name for path in (ROOT / "src" / "suri").iterdir() if path.is_dir()}
-    for room in rooms - {"__pycache__"}:
-        assert f"\n  {room}/" in text, room
 
 
 def test_the_table_of_defaults_is_the_codes() -> None:
@@ -127,9 +260,9 @@ def test_every_promise_names_a_test_that_exists() -> None:
     assert sorted(name for name in named if f"def {name}(" not in sources) == []
 
 
-def test_the_readmes_figures_of_task_2_are_the_committed_ones() -> None:
+def test_the_figures_of_task_2_are_the_committed_ones() -> None:
     summary = json.loads((ROOT / "docs/results/task2/summary.json").read_text(encoding="utf-8"))
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     assert any("been through 4 bits before" in threat for threat in summary["threats"])
     for group in summary["groups"]:
         if group["rows"] in (64, 1024):
