@@ -27,7 +27,8 @@ OPERATORS = ("&", "&&", "|", "||", ";", ">")
 ELSEWHERE = {
     *("--wandb_watch", "--wandb_log_model"),  # accepted, not used
     *("--flag-name", "--flag_name", "--flag"),  # examples
-    *("--tiny", "--no-deps", "--tokenizer", "--chat-template"),  # a benchmark's, pip's, vLLM's
+    *("--tiny", "--no-deps"),  # a benchmark's, pip's
+    *("--tokenizer", "--chat-template", "--lora-modules"),  # vLLM's
 }
 """Flags in the text that no verb declares."""
 

@@ -1,15 +1,22 @@
 """The words of `suri serve`."""
 
+import shlex
 import socket
 
 import pytest
 
 from conftest import make_model, write_tokenizer
 from suri.cli.main import tidy
+from suri.cli.merge import run_merge
 from suri.cli.serve import run
+from suri.data.prompt import find_prompt
 from suri.errors import UsageError
 from suri.infer.served import open_served
-from suri.web.serve import how_to_ask, vllm_command
+from suri.model.adapter import initial_adapter
+from suri.model.adapter_file import write_adapter
+from suri.model.config import read_config
+from suri.recipe import LINEARS
+from suri.web.serve import for_many_users, how_to_ask
 
 
 @pytest.mark.parametrize(
@@ -51,4 +58,20 @@ def test_it_tells_how_to_ask_and_never_the_password(tmp_path):
     assert "curl http://127.0.0.1:8000/v1/chat/completions -H 'Authorization: Bearer PASS" in told
     assert 'base_url="http://127.0.0.1:8000/v1"' in told
     assert "fleece" not in told
-    assert vllm_command(served) == f"vllm serve {base} --served-model-name my-model"
+    assert for_many_users(served) == f"  vllm serve {base} --served-model-name my-model"
+
+
+def test_an_adapter_is_first_made_ready_for_vllm(tmp_path):
+    base = write_tokenizer(make_model(tmp_path / "my-model", head_dim=10))
+    adapter = initial_adapter(
+        read_config(base), r=3, alpha=6, targets=LINEARS, seed=1, base={"path": str(base)}
+    )
+    (tmp_path / "my lora").mkdir()
+    write_adapter(tmp_path / "my lora", adapter)
+    find_prompt("alpaca").save(tmp_path / "my lora")
+    served = open_served(str(tmp_path / "my lora"))
+    printed = shlex.split(for_many_users(served).partition("#")[0])
+    assert printed[:3] == ["suri", "merge", str(tmp_path / "my lora")]
+    out = tmp_path / "ready"
+    run_merge(tidy([*printed[2:5], "--output_dir", str(out)]))
+    assert (out / "adapter_config.json").is_file()

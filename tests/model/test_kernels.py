@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_decoder import seeded
 
-from conftest import make_model
+from conftest import make_model, need
 from suri.model import attention, kernels
 from suri.model.attention import PackedAttention
 from suri.model.load import load_decoder
@@ -23,6 +23,31 @@ def test_products_by_either_library_are_the_product(
     back = torch.randn(33, 90, generator=seeded(3))
     wanted = back.double() @ weight.double()
     assert torch.allclose(kernels.product(back, weight.t()).double(), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 8])
+def test_few_rows_are_multiplied_by_the_compiled_loop(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need("numba")
+    monkeypatch.setattr(kernels, "_LOOP", [])
+    x, weight = torch.randn(9, 70, generator=seeded(1)), torch.randn(90, 70, generator=seeded(2))
+    assert kernels.few_rows(x[:rows], weight) is None  # nobody asked for it
+    kernels.compile_few_rows()
+    wanted = x.double() @ weight.double().t()
+    found = kernels.few_rows(x[:rows], weight)
+    assert found is not None
+    assert torch.allclose(found.double(), wanted[:rows], atol=1e-4)
+    scale = torch.rand(90, generator=seeded(3))
+    packed = torch.randint(-127, 128, (90, 70), generator=seeded(4), dtype=torch.int8)
+    scaled = kernels.few_rows(x[:rows], packed, scale)
+    assert scaled is not None
+    assert torch.allclose(
+        scaled.double(), x[:rows].double() @ packed.double().t() * scale, 1e-5, 1e-3
+    )
+    for other in (x, x[:rows].double(), x[:rows].bfloat16()):
+        assert kernels.few_rows(other, weight.to(other.dtype)) is None
+    assert kernels.few_rows(x[:rows], weight[:70].t()) is None
 
 
 def test_int8_products_are_exact() -> None:

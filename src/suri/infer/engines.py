@@ -18,6 +18,7 @@ from suri.infer.pieces import Pieces
 from suri.model.adapter_file import is_adapter, read_adapter
 from suri.model.config import read_config
 from suri.model.gguf_base import gguf_file
+from suri.model.kernels import compile_few_rows
 from suri.model.load import choose_device, load_decoder
 from suri.model.storage import IN_USE
 from suri.model.tokenizer import Tokenizer, read_tokenizer, tokenizer_file
@@ -110,6 +111,7 @@ def open_model(
 
         runs = TransformersEngine(base, adapter_folder, storage, getattr(torch, dtype), place)
     else:
+        compile_few_rows()
         runs = DecoderEngine(
             load_decoder(
                 base, quantize=storage, dtype=getattr(torch, dtype), device=place, adapter=adapter

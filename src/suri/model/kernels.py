@@ -3,8 +3,8 @@
 import ctypes
 import functools
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TURNED = range(8, 65)
+FEW_ROWS = 8
+"""Up to so many rows, reading the weight takes longer than multiplying with it."""
+_LOOP: list[Callable[..., None]] = []
+NO_SCALES = np.empty(0, dtype=np.float32)
+TURNED = range(9, 65)
 """For so many rows oneDNN is asked for weight x^T: it copies its second factor into blocks of its
 own first, and x is the smaller one (1.1 to 1.3 times as fast)."""
 MAPPED_BYTES, KEPT_BYTES = 8 << 20, 1 << 30
@@ -27,6 +31,10 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     In fp32 on processors that are not Intel's, oneDNN multiplies: MKL, torch's usual way, leaves
     their wide registers unused (on a Zen 5 with AVX-512 it reached 215 GFLOP/s, oneDNN 480).
     """
+    if len(x) <= FEW_ROWS and not torch.is_grad_enabled():
+        found = few_rows(x, weight)
+        if found is not None:
+            return found
     if x.dtype == torch.float32 and x.device.type == "cpu" and _onednn_multiplies():
         multiply = torch.ops.mkldnn._linear_pointwise
         if len(x) in TURNED:
@@ -57,39 +65,59 @@ def int8_product(x: Tensor, weight: Tensor) -> Tensor:
     return torch._int_mm(x, weight)
 
 
-def int8_rows(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor | None:
-    """x fp32 [T, in] times int8 [out, in], transposed, times scale fp32 [out]: fp32 [T, out].
+def compile_few_rows() -> None:
+    """Have `few_rows` compiled when it is first met: a second that answering is worth.
 
-    For a few rows on a CPU, where each weight is read once and nothing else costs. None where
-    numba, which compiles the loop when it is first met, is not installed.
+    Does nothing where numba is not installed.
     """
-    loop = _int8_loop()
-    if loop is None:
+    if not _LOOP:
+        with suppress(ImportError):
+            _LOOP.append(_few_rows_loop())
+
+
+def few_rows(x: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor | None:
+    """x fp32 [T, in] times fp32 or int8 [out, in], transposed, times scale [out]: fp32 [T, out].
+
+    For up to FEW_ROWS rows on a CPU: each weight is read once, at the speed of memory. None where
+    that is not so, or nobody asked for it by `compile_few_rows`.
+    """
+    fits = x.dtype == torch.float32 and weight.dtype in (torch.float32, torch.int8)
+    if not (_LOOP and len(x) <= FEW_ROWS and fits and weight.is_cpu and weight.is_contiguous()):
         return None
     y = x.new_empty(len(x), len(weight))
-    loop(weight.numpy(), scale.numpy(), x.detach().contiguous().numpy(), y.numpy())
+    scales = NO_SCALES if scale is None else scale.numpy()
+    _LOOP[0](weight.numpy(), scales, x.detach().contiguous().numpy(), y.numpy())
     return y
 
 
-@functools.cache
-def _int8_loop() -> Any:
-    try:
-        import numba
-    except ImportError:
-        return None
+def _few_rows_loop() -> Callable[..., None]:
+    import numba
+
     numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
 
-    # fastmath: sums in any order, as every other product.
+    # fastmath: sums in any order, as in every other product. Four rows share what was read.
     @numba.njit(parallel=True, fastmath=True)  # type: ignore[untyped-decorator]
-    def loop(weight: Any, scale: Any, x: Any, y: Any) -> None:
+    def loop(weight: Any, scales: Any, x: Any, y: Any) -> None:
+        rows, size = x.shape
         for out in numba.prange(weight.shape[0]):
-            for row in range(x.shape[0]):
-                total = np.float32(0)
-                for i in range(weight.shape[1]):
-                    total += np.float32(weight[out, i]) * x[row, i]
-                y[row, out] = total * scale[out]
+            scale = scales[out] if scales.shape[0] else np.float32(1)
+            for row in range(0, rows - 3, 4):
+                a = b = c = d = np.float32(0)
+                for i in range(size):
+                    w = np.float32(weight[out, i])
+                    a += w * x[row, i]
+                    b += w * x[row + 1, i]
+                    c += w * x[row + 2, i]
+                    d += w * x[row + 3, i]
+                y[row, out], y[row + 1, out] = a * scale, b * scale
+                y[row + 2, out], y[row + 3, out] = c * scale, d * scale
+            for row in range(rows // 4 * 4, rows):
+                a = np.float32(0)
+                for i in range(size):
+                    a += np.float32(weight[out, i]) * x[row, i]
+                y[row, out] = a * scale
 
-    return loop
+    return cast(Callable[..., None], loop)
 
 
 def has_flash() -> bool:

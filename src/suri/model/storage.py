@@ -8,14 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from suri.errors import UsageError
-from suri.model.kernels import int8_product, int8_rows, product
+from suri.model.kernels import few_rows, int8_product, product
 
 NF4_BLOCK = 64
 """Weights that share one scale; QLoRA's block size (Dettmers et al., 2023, arXiv:2305.14314)."""
 BLOCK_BYTES = 16_000_000
 """Most bytes of a weight, in fp32, that are quantised at once."""
-FEW_ROWS = 4
-"""Up to so many rows reading an int8 weight takes longer than multiplying with it."""
 OUTLIER = 8.0
 """A column whose largest entry is this many times the columns' median stays exact."""
 MOST_OUTLIERS = 1 / 32
@@ -117,10 +115,9 @@ class Int8Weight(nn.Module):
         """As in Storage."""
         if x.is_cuda:
             return F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
-        if len(x) <= FEW_ROWS and x.dtype == torch.float32:
-            found = int8_rows(x, self.weight, self.scale)
-            if found is not None:
-                return found
+        found = few_rows(x, self.weight, self.scale)
+        if found is not None:
+            return found
         digits, unit = two_digits(x)
         low, high = int8_product(digits, self.weight.t()).to(torch.float32).chunk(2)
         return low.add_(high, alpha=256).mul_(unit).mul_(self.scale).to(x.dtype)

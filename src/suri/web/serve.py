@@ -1,6 +1,7 @@
 """Runs the API on a port until it is interrupted, and tells how to ask it."""
 
 import json
+import shlex
 import socket
 
 import uvicorn
@@ -91,22 +92,25 @@ models: {", ".join(served.voices)}
   client = OpenAI(base_url="{address}/v1", api_key="{key}")
   answer = client.chat.completions.create(**{body})
 
-For many users, the same by vLLM on a GPU:
-  {vllm_command(served)}
+For many users, by vLLM on a GPU:
+{for_many_users(served)}
 """
 
 
-def vllm_command(served: Served) -> str:
-    """The command by which vLLM serves the same base and adapters."""
+def for_many_users(served: Served) -> str:
+    """Commands by which vLLM serves the same: at once, or after each adapter is made ready."""
     base = next(voice.folder for voice in served.voices.values() if not voice.pairs)
     adapters = {name: voice for name, voice in served.voices.items() if voice.pairs}
-    command = f"vllm serve {base}"
-    if adapters:
-        named = " ".join(f"{name}={voice.folder}" for name, voice in adapters.items())
-        ranks = [len(pair.a) for voice in adapters.values() for *_, pair in voice.pairs]
-        sizes = (8, 16, 32, 64, 128, 256, 320, 512)
-        rank = next((size for size in sizes if size >= max(ranks)), max(ranks))
-        command += f" --enable-lora --max-lora-rank {rank} --lora-modules {named}"
-    else:
-        command += f" --served-model-name {served.default}"
-    return command
+    if not (base / "config.json").is_file():
+        convert = ["suri", "convert", str(base), "--to", "hf", "--output_dir", "base-hf"]
+        return f"  {shlex.join(convert)}    # it reads Hugging Face folders alone"
+    if not adapters:
+        return "  " + shlex.join(
+            ["vllm", "serve", str(base), "--served-model-name", served.default]
+        )
+    merges = [
+        shlex.join(["suri", "merge", str(voice.folder), "--to", "vllm", "--output_dir",
+                    f"{name}-vllm"])
+        for name, voice in adapters.items()
+    ]  # fmt: skip
+    return "\n".join(f"  {merge}    # prints it" for merge in merges)
