@@ -66,13 +66,20 @@ def int8_product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def compile_few_rows() -> None:
-    """Have `few_rows` compiled when it is first met: a second that answering is worth.
+    """Have the loop of `few_rows` compiled: a second that answering is worth.
 
-    Does nothing where numba is not installed.
+    Does nothing where numba is not installed, or has no threads but its own, whose handing over
+    takes longer than is gained.
     """
-    if not _LOOP:
-        with suppress(ImportError):
-            _LOOP.append(_few_rows_loop())
+    if _LOOP:
+        return
+    with suppress(ImportError):
+        loop, one = _few_rows_loop(), np.ones((1, 1), dtype=np.float32)
+        loop(one, NO_SCALES, one, one.copy())
+        from numba import threading_layer
+
+        if threading_layer() != "workqueue":
+            _LOOP.append(loop)
 
 
 def few_rows(x: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor | None:
