@@ -24,7 +24,7 @@ from suri.infer.served import open_served
 from suri.infer.shelf import Shelf
 from suri.recipe import Decoding
 from suri.train.jobs import Runs
-from suri.web.page_chat import Desk, _conversation
+from suri.web.page_chat import Desk
 from suri.web.page_results import Results
 from suri.web.page_train import Trainer
 from suri.web.page_words import TEXTS, Words, curves, line, table
@@ -138,9 +138,8 @@ def test_text_arrives_while_it_is_still_growing(page):
     find(page, "#stop").click()
     until(lambda: "stopped" in find(page, "#facts").text)
     until(lambda: find(page, "#answer").is_enabled())
-    tokens, rest = find(page, "#facts").text.split(" ", 1)
-    assert 0 < int(tokens) < 128  # the default of Max tokens
-    assert "tokens/s" in rest
+    tokens = re.search(r"Tokens: (\d+) in .* tokens/s", find(page, "#facts").text)
+    assert 0 < int(tokens[1]) < 128  # the default of Max tokens
     stopped_at = output(page)
     time.sleep(1)
     assert output(page) == stopped_at
@@ -218,14 +217,15 @@ def answers(
     remember=False, talk=(),
 ):  # fmt: skip
     """Everything that the page shows, one after the other."""
-    given = (instruction, "", temperature, 0.9, 0, beams, 12, 0, streaming, tab)
-    return list(desk.answer(list(names), remember, list(talk), *given))
+    settings = (temperature, 0.9, 0, beams, 12, 0)
+    given = (list(names), remember, list(talk), instruction, "", streaming, *settings)
+    return list(desk.answer(tab, *given))
 
 
 def texts(shown, place=0):
     """What stood in one model's two boxes, in order; the conversation comes last."""
     boxes = [row[2 * place : 2 * place + 2] for row in shown]
-    return [box for box in boxes if isinstance(box[0], str)]
+    return [box for box in boxes if isinstance(box[0], str) and "asking" not in box[1]]
 
 
 @pytest.mark.parametrize("beams, streaming", [(1, True), (1, False), (3, True), (3, False)])
@@ -235,8 +235,8 @@ def test_the_answer_shown_is_the_models(shelf, beams, streaming):
     (expected,) = model.answer([Record("Say it.", "", "")], decoding)
     shown = texts(answers(desk_of(shelf), beams=beams, streaming=streaming))
     assert shown[-1][0] == expected.text.lstrip()
-    assert f"{expected.tokens} tokens in" in shown[-1][1]
-    if beams > 1 or not streaming:
+    assert f"Tokens: {expected.tokens} in" in shown[-1][1]
+    if not streaming:
         assert len(shown) == 1
 
 
@@ -245,12 +245,17 @@ def test_a_conversation_goes_on_from_the_answers_of_each_model(shelf):
     desk, decoding = desk_of(shelf), Decoding(temperature=0, top_p=0.9, top_k=0, max_new_tokens=12)
     *_, talk, shown = answers(desk, remember=True)[-1]
     first = talk[0][1][name]
-    assert "Say it." in shown
+    assert shown["value"] == [
+        {"role": "user", "content": "Say it."},
+        {"role": "assistant", "content": f"{name}: {first}"},
+    ]
     boxes = texts(answers(desk, instruction="And now?", remember=True, talk=talk))
     asked = Record("And now?", "", "", history=(("Say it.", first),))
     (expected,) = shelf.take(name).answer([asked], decoding)
     assert boxes[-1][0] == expected.text.lstrip()
-    assert answers(desk, instruction="And now?", talk=talk)[-1][-2:] == [[], ""]
+    *_, forgotten, hidden = answers(desk, instruction="And now?", talk=talk)[-1]
+    assert forgotten == hidden["value"] == []
+    assert not hidden["visible"]
 
 
 def test_stop_reaches_its_own_tab_only_also_before_its_turn(shelf):
@@ -258,9 +263,9 @@ def test_stop_reaches_its_own_tab_only_also_before_its_turn(shelf):
     desk.begin([], TAB)
     desk.begin([], OTHER_TAB)
     desk.stop(TAB)
-    assert "0 tokens" in texts(answers(desk))[-1][1]
+    assert "Tokens: 0" in texts(answers(desk))[-1][1]
     assert "stopped" in texts(answers(desk))[-1][1]
-    assert "12 tokens" in texts(answers(desk, tab=OTHER_TAB))[-1][1]
+    assert "Tokens: 12" in texts(answers(desk, tab=OTHER_TAB))[-1][1]
     desk.begin([], TAB)  # a new question
     assert "at the limit of Max tokens" in texts(answers(desk))[-1][1]
 
@@ -268,7 +273,7 @@ def test_stop_reaches_its_own_tab_only_also_before_its_turn(shelf):
 def test_a_closed_tab_ends_its_answer(shelf):
     desk = desk_of(shelf)
     desk.begin([], TAB)
-    pieces = desk.answer([], False, [], "Say it.", "", 0, 1, 0, 1, 12, 0, True, TAB)
+    pieces = desk.answer(TAB, [], False, [], "Say it.", "", True, 0, 1, 0, 1, 12, 0)
     stop = desk.stops["tab"]
     desk.leave(TAB)
     assert stop.is_set()
@@ -289,7 +294,6 @@ MARKUP = "<script>alert('&')</script><img src=//elsewhere>"
 def test_names_and_messages_are_shown_as_text():
     assert line(MARKUP[:27]) == "<p>&lt;script&gt;alert(&#x27;&amp;&#x27;)&lt;/script&gt;</p>"
     shown = [
-        _conversation([(MARKUP, {MARKUP: MARKUP})]),
         table([MARKUP], [[MARKUP]]),
         curves([(MARKUP, [(0, 1.0), (1, 0.5)])]),
     ]
@@ -318,7 +322,7 @@ def test_no_name_leads_out_of_the_folder_of_runs(tmp_path, name):
         runs.place(name)
     results, trainer = (
         Results(runs, Words(0)),
-        Trainer(SimpleNamespace(served=None), runs, Words(0)),
+        Trainer(None, runs, Words(0)),
     )
     for work in (results.report, trainer.resume, lambda n: results.merge(n, "hf")):
         with pytest.raises(UsageError):
@@ -348,7 +352,7 @@ def test_a_report_that_is_a_link_to_elsewhere_is_not_copied(tmp_path):
 
 def test_a_file_that_is_dropped_is_kept_checked_and_shown(tiny, tmp_path):
     runs = Runs(tmp_path / "runs")
-    trainer = Trainer(Shelf(open_served(str(tiny)), runs), runs, Words(0))
+    trainer = Trainer(open_served(str(tiny)), runs, Words(0))
     file = tmp_path / "rows.json"
     rows = [{"instruction": f"Say {n}<b>.", "input": "", "output": f"{n}"} for n in "abc"]
     file.write_text(json.dumps([*rows, {"instruction": "no answer"}]))
