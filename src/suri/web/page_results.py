@@ -3,6 +3,7 @@
 import base64
 import shutil
 import tempfile
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ class Results:
 
     def __init__(self, runs: Runs, say: Words) -> None:
         self.runs, self.say = runs, say
-        self.copies = tempfile.TemporaryDirectory(prefix="suri-page-", ignore_cleanup_errors=True)
+        self.copies = tempfile.mkdtemp(prefix="suri-page-")
+        weakref.finalize(self, shutil.rmtree, self.copies, ignore_errors=True)
 
     def choices(self, chosen: str) -> list[Any]:
         """The table of runs, and the choices as they are now."""
@@ -92,7 +94,7 @@ class Results:
         """Copies of a folder's reports to download, and its figures."""
         reports = self.runs.files(name, "report*.*", "compare.json", "summary.json")
         pictures = self.runs.files(name, "figures/*.svg")[:MOST_FIGURES]
-        into = Path(tempfile.mkdtemp(dir=self.copies.name))
+        into = Path(tempfile.mkdtemp(dir=self.copies))
         copies = [str(shutil.copyfile(file, into / file.name)) for file in reports]
         coded = (base64.b64encode(picture.read_bytes()).decode() for picture in pictures)
         shown = (f'<img src="data:image/svg+xml;base64,{text}">' for text in coded)
