@@ -12,18 +12,29 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 
 import pytest
+import torch
+from web_servers import api_server
 
 from conftest import missing
 from suri.data.records import Record
 from suri.errors import UsageError
+from suri.infer.engines import open_model
+from suri.infer.pieces import Pieces
 from suri.infer.served import open_served
 from suri.infer.shelf import Shelf
-from suri.recipe import Decoding
+from suri.model.adapter import initial_adapter
+from suri.model.adapter_file import write_adapter
+from suri.model.config import read_config
+from suri.recipe import GREEDY, LINEARS, Decoding
 from suri.train.jobs import Runs
+from suri.web.api_line import Job, Line
+from suri.web.api_metrics import Metrics
 from suri.web.page_chat import Desk
 from suri.web.page_results import Results
 from suri.web.page_train import Trainer
@@ -359,7 +370,7 @@ def test_a_file_that_is_dropped_is_kept_checked_and_shown(tiny, tmp_path):
     trainer.keep(str(file))
     trainer.keep(str(file))  # the same again is the same
     assert trainer.rows()[0] == "data/rows.json"
-    base = trainer.bases()[0]
+    base = trainer.choices()[0]["value"]
     shown = trainer.look(base, "data/rows.json", "LoRA", 0, 1, 3e-4, 512, 8)
     assert "4 rows, 3 can be used; 1 problems" in shown
     assert "<b>" not in shown
@@ -405,6 +416,82 @@ def test_a_job_outlives_who_started_it_and_runs_once(tmp_path):
     runs.start("job", ["data", "--help"])  # again, anew
     until(lambda: not runs.is_running("job"))
     assert "rows.json" not in runs.said("job")
+
+
+def test_the_page_and_the_api_share_a_decoder_in_turns(tiny, tmp_path):
+    """The API answers as the base again and again, while the page answers as two adapters."""
+    folders = [adapter_of(tiny, tmp_path / name, seed) for seed, name in enumerate("ab")]
+    served = open_served(str(folders[0]))
+    base = next(name for name, voice in served.voices.items() if not voice.pairs)
+    line, shelf = Line(served, Metrics()), Shelf(served, Runs(tmp_path))
+    ids, jobs, enough, ended = [5, 6, 7], [], Event(), Event()
+    decoding = Decoding(temperature=0.7, top_p=1.0, top_k=0, max_new_tokens=40)
+
+    def again(part=None):
+        if part and not part.finish:
+            return
+        if enough.is_set():
+            ended.set()
+        else:
+            jobs.append(Job(base, ids, decoding, Pieces(served.tokenizer), again))
+            line.join(jobs[-1])
+
+    again()
+    record, greedy = Record("Say it.", "", ""), replace(GREEDY, max_new_tokens=12)
+    beams = replace(greedy, num_beams=2)
+    found = []
+    for folder in folders:
+        model = shelf.take(folder.name)
+        found += ["".join(model.stream(record, greedy)), model.answer([record], beams)[0].text]
+    enough.set()
+    assert ended.wait(60)
+    line.close()
+    alone = [open_model(str(folder)) for folder in folders]
+    assert found == [m.answer([record], d)[0].text for m in alone for d in (greedy, beams)]
+    assert len(set(found[::2])) == 2
+    (expected,) = open_model(str(tiny)).engine.generate([ids], served.tokenizer.eos_id, decoding)
+    assert [job.pieces.ids for job in jobs] == [expected.ids] * len(jobs)
+
+
+def adapter_of(base, folder, seed):
+    """A random adapter over a base."""
+    adapter = initial_adapter(
+        read_config(base), r=3, alpha=6, targets=LINEARS, seed=seed, base={"path": str(base)}
+    )
+    for _, b in adapter.tensors.values():
+        b.normal_(generator=torch.Generator().manual_seed(seed))
+    folder.mkdir()
+    write_adapter(folder, adapter)
+    return folder
+
+
+def test_suri_serve_shows_the_page_beside_the_api(tiny, browser, tmp_path):
+    words = (str(tiny), "--password", "fleece", "--runs", str(tmp_path / "runs"))
+    with api_server(tmp_path, *words, page=True) as server:
+
+        def status(path, **more):
+            request = urllib.request.Request(server.address + path, **more)
+            try:
+                with urllib.request.urlopen(request) as answer:
+                    return answer.status
+            except urllib.error.HTTPError as refusal:
+                refusal.close()
+                return refusal.code
+
+        knows = {"Authorization": "Bearer fleece"}
+        paths = ("/health", "/v1/models", "/metrics", "/config")
+        assert [status(path) for path in paths] == [200, 401, 401, 401]
+        assert [status(path, headers=knows) for path in paths[:3]] == [200, 200, 200]
+        elsewhere = {"Origin": "http://elsewhere.example"}
+        assert status("/login", data=b"", headers=elsewhere) == 403
+        browser.get(server.address)
+        until(lambda: browser.find_elements("css selector", "input[type=password]"))
+        for box in browser.find_elements("css selector", "form input, .wrap input, input"):
+            box.send_keys("fleece")
+        find(browser, "button.primary, button.lg").click()
+        until(lambda: browser.find_elements("css selector", "#instruction textarea"))
+        ask(browser, "Say it.")
+        until(lambda: "tokens/s" in find(browser, "#facts").text)
 
 
 @pytest.fixture

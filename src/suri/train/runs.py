@@ -38,6 +38,11 @@ class RunEntry:
         steps = [line["step"] for line in self.metrics]
         return f"step {max(steps)}, not finished" if steps else "not finished"
 
+    @property
+    def samples(self) -> list[dict[str, str]]:
+        """The sample answers of the last evaluation."""
+        return next((m["eval/samples"] for m in reversed(self.metrics) if "eval/samples" in m), [])
+
     def points(self, name: str) -> list[tuple[int, float]]:
         """The steps that have a figure, with it."""
         return [(line["step"], line[name]) for line in self.metrics if name in line]

@@ -4,7 +4,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,7 +46,13 @@ class Api:
         self.served, self.limits, self.metrics = served, limits, metrics
         self.line = Line(served, metrics)
         self.tokenizing = Lock()
+        self.end_page: Callable[[], None] = lambda: None
         self.since = int(time.time())
+
+    def end(self) -> None:
+        """End all answers within a token, and what keeps pages connected."""
+        self.line.end()
+        self.end_page()
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
@@ -262,7 +268,7 @@ def build_app(
     if runs:
         from suri.web.page import mount_page
 
-        mount_page(app, served, Runs(runs), password)
+        api.end_page = mount_page(app, served, Runs(runs), password)
     return Guard(app, metrics, limits.most_requests, host, password, runs is not None), api
 
 

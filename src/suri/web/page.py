@@ -2,6 +2,7 @@
 
 import hmac
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,11 @@ def open_page(
     page.block_thread()
 
 
-def mount_page(app: Any, served: Served, runs: Runs, password: str) -> None:
-    """Show the page at all paths that `app` has no route for."""
+def mount_page(app: Any, served: Served, runs: Runs, password: str) -> Callable[[], None]:
+    """Show the page at all paths that `app` has no route for; gives what ends its connections."""
     gr.mount_gradio_app(app, build_page(served, runs), "/", **_settings(password))
+    mounted: Any = app.routes[-1].app
+    return lambda: mounted.stop_event.set()
 
 
 def _settings(password: str) -> dict[str, Any]:

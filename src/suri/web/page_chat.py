@@ -42,7 +42,7 @@ def chat_tab(page: gr.Blocks, shelf: Shelf, say: Words) -> None:
             names = say.box("models", gr.Dropdown, shelf.names(), value=[shelf.served.default],
                             multiselect=True, max_choices=MOST_BESIDE)  # fmt: skip
             turns = say.box("talk", gr.Chatbot, visible=False, render_markdown=False,
-                            feedback_options=None, height=320)  # fmt: skip
+                            height=320, buttons=["copy"])  # fmt: skip
             asked = say.box("instruction", gr.Textbox, lines=4)
             given = say.box("input", gr.Textbox, lines=2, placeholder=say("none"))
             remember = say.box("remember", gr.Checkbox, False)
@@ -64,6 +64,7 @@ def chat_tab(page: gr.Blocks, shelf: Shelf, say: Words) -> None:
         desk.answer, [names, remember, talk, asked, given, stream, *settings],
         [*boxes, talk, turns], concurrency_id="model", **QUIET,
     ).then(lambda: _buttons(ready=True), None, [answer, stop], **AT_ONCE)  # fmt: skip
+    turns.clear(lambda: [], None, talk, **AT_ONCE)
     stop.click(desk.stop, None, None, **AT_ONCE)
     page.load(lambda: gr.update(choices=shelf.names()), None, names, **AT_ONCE)
     page.unload(desk.leave)

@@ -15,7 +15,7 @@ from suri.export.certify import read_certificate
 from suri.train.jobs import Runs
 from suri.train.runs import RunEntry, differing, read_run, readable_figure
 from suri.web.page_train import EVERY_SECONDS, METHODS, losses
-from suri.web.page_words import AT_ONCE, QUIET, TEXTS, Words, block, curves, line, table, told
+from suri.web.page_words import AT_ONCE, QUIET, Words, block, curves, line, table, told
 
 REPORTS = ("report.html", "report-zh.html", "compare.json", "summary.json")
 MOST_FIGURES = 8
@@ -67,28 +67,26 @@ class Results:
         return [shown or line(self.say("no_runs")), first, names, gr.update(choices=reports)]
 
     def _row(self, name: str, run: RunEntry) -> list[str]:
-        methods = {value: key for key, value in METHODS.items()}
+        method = {value: key for key, value in METHODS.items()}.get(run.settings["quantize"], "")
         state = self.say("done" if run.result else "unfinished")
         figures = ("base_loss", "held_out_loss", "train_seconds", "peak_memory_bytes")
-        shown = [self._figure(run, key) for key in figures]
         base = Path(str(run.settings["base_model"])).name
-        return [name, methods.get(run.settings["quantize"], ""), base, state, *shown]
+        return [name, method, base, state, *(self._figure(run, each) for each in figures)]
 
     def _figure(self, run: RunEntry, name: str) -> str:
         return self.say.again(readable_figure(name, run.figures.get(name)))
 
     def beside(self, one: str, other: str) -> str:
         """One run's curves, or two runs' over each other with all in which they differ."""
-        there = {name: read_run(self.runs.place(name)) for name in (one, other) if name}
-        drawn = curves([curve for n, run in there.items() for curve in losses(run, n, self.say)])
-        if len(there) < 2:
+        runs = {name: read_run(self.runs.place(name)) for name in (one, other) if name}
+        drawn = curves([curve for n, run in runs.items() for curve in losses(run, n, self.say)])
+        if len(runs) < 2:
             return drawn
-        runs = list(there.values())
-        rows = [[name, *map(str, both)] for name, *both in differing(*runs)]
-        rows += [[name, *(self._figure(run, name) for run in runs)]
-                 for name in runs[0].figures | runs[1].figures]  # fmt: skip
-        named = [[self.say(row[0]) if row[0] in TEXTS else row[0], *row[1:]] for row in rows]
-        return drawn + table(["", *there], named)
+        first, second = runs.values()
+        rows = [(n, str(a), str(b)) for n, a, b in differing(first, second)]
+        both = first.figures | second.figures
+        rows += [(n, self._figure(first, n), self._figure(second, n)) for n in both]
+        return drawn + table(["", *runs], [(self.say.again(n), *values) for n, *values in rows])
 
     def report(self, name: str) -> tuple[list[str], str]:
         """Copies of a folder's reports to download, and its figures."""

@@ -29,8 +29,8 @@ def train_tab(page: gr.Blocks, trainer: "Trainer", say: Words) -> None:
     """The tab's elements and what they do."""
     with gr.Row():
         with gr.Column():
-            base = say.box("base", gr.Dropdown, trainer.bases())
-            rows = say.box("rows", gr.Dropdown, trainer.rows())
+            base = say.box("base", gr.Dropdown, [])
+            rows = say.box("rows", gr.Dropdown, [])
             file = say.box("file", gr.File, height=150,
                            file_types=[".json", ".jsonl", ".csv", ".parquet"])  # fmt: skip
             method = say.box("method", gr.Radio, list(METHODS), value="LoRA")
@@ -66,21 +66,17 @@ class Trainer:
     def __init__(self, served: Served, runs: Runs, say: Words) -> None:
         self.served, self.runs, self.say = served, runs, say
 
-    def bases(self) -> list[str]:
-        """The base of the start, the embedded one, and models in the folder of runs."""
-        own = next(name for name, voice in self.served.voices.items() if not voice.pairs)
-        return list(dict.fromkeys([own, EMBEDDED, *self.runs.holding(*MODEL_FILES)]))
-
     def rows(self) -> list[str]:
         """Files that were dropped, and the bundled sets."""
         files = sorted((self.runs.root / DATA).glob("[!.]*"))
         return [*(f"{DATA}/{file.name}" for file in files), *BUNDLED_ROWS]
 
     def choices(self) -> list[Any]:
-        """The choices as they are now; the newest run is watched."""
-        there = self.runs.holding("recipe.toml")
-        newest = gr.update(choices=there, value=next(iter(there), None))
-        return [gr.update(choices=self.bases()), gr.update(choices=self.rows()), newest]
+        """Bases, rows and runs as they are now; the newest run is watched."""
+        own = next(name for name, voice in self.served.voices.items() if not voice.pairs)
+        bases = list(dict.fromkeys([own, EMBEDDED, *self.runs.holding(*MODEL_FILES)]))
+        found = [bases, self.rows(), self.runs.holding("recipe.toml")]
+        return [gr.update(choices=names, value=next(iter(names), None)) for names in found]
 
     def settings(self, base: str, rows: str, method: str, *numbers: float) -> dict[str, Any]:
         """The recipe's settings; raises UsageError for what cannot be, or lies elsewhere."""
@@ -115,7 +111,7 @@ class Trainer:
         text = say("checked", rows=found.rows, usable=report.usable, problems=found.fatal,
                    odd=found.warned)  # fmt: skip
         first = [*found.first(fatal=True), *found.first(fatal=False)]
-        rows = [(say.again(f.place or "file"), f.field, say.again(KINDS[f.kind].says), f.found)
+        rows = [(say.again(f.place or "the file"), f.field, say.again(KINDS[f.kind].says), f.found)
                 for f in first]  # fmt: skip
         return line(text) + say.table("finding_heads", rows)
 
@@ -146,17 +142,15 @@ class Trainer:
         if not run:
             return line(self.say(state)) + said
         shown = line(f"{self.say(state)} {self._progress(run)}") + curves(losses(run, "", self.say))
-        samples = [m["eval/samples"] for m in run.metrics if "eval/samples" in m] or [[]]
         names = ("instruction", "input", "answer", "expected")
-        rows = [[sample[name] for name in names] for sample in samples[-1]]
-        shown += self.say.table("sample_heads", rows)
+        shown += self.say.table("sample_heads", [[s[n] for n in names] for s in run.samples])
         return shown + ("" if run.result else said)
 
     def _progress(self, run: RunEntry) -> str:
-        steps = [found for found in run.metrics if "train/loss" in found]
-        if not steps:
+        last = next((m for m in reversed(run.metrics) if "train/loss" in m), None)
+        if not last:
             return ""
-        last, all_steps = steps[-1], steps_planned(run)
+        all_steps = steps_planned(run)
         left = readable_seconds((all_steps - last["step"]) * last["seconds"] / max(1, last["step"]))
         return self.say(
             "progress", step=last["step"], steps=all_steps, loss=f"{last['train/loss']:.3f}",

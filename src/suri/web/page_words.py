@@ -31,10 +31,11 @@ class Words:
         return str(TEXTS[name][self.language]).format(**values)
 
     def again(self, text: str) -> str:
-        """What another part of Suri said in English, in this language where it is known."""
-        found = (match.expand(said) for each, said in CHINESE.items()
-                 if (match := each.fullmatch(text)))  # fmt: skip
-        return next(found, text) if self.language else text
+        """A name or text from another part of Suri, in this language where it is known."""
+        if text in TEXTS:
+            return self(text)
+        tried = ((each.fullmatch(text), said) for each, said in CHINESE.items() if self.language)
+        return next((match.expand(said) for match, said in tried if match), text)
 
     def box(self, name: str, kind: Callable[..., Any], *given: Any, **more: Any) -> Any:
         """A control called `name`, with its texts: `name`, and `name_info` where there is one."""

@@ -7,8 +7,7 @@ from pathlib import Path
 import uvicorn
 
 from suri.infer.served import Served
-from suri.web.api import Limits, build_app
-from suri.web.api_line import Line
+from suri.web.api import Api, Limits, build_app
 from suri.web.doors import unusable
 
 BACKLOG = 256
@@ -48,7 +47,7 @@ def serve_api(
     )
     print(how_to_ask(served, f"http://{host}:{listener.getsockname()[1]}", password), flush=True)
     try:
-        _Server(config, api.line).run(sockets=[listener])
+        _Server(config, api).run(sockets=[listener])
     finally:
         api.line.close()
 
@@ -56,13 +55,13 @@ def serve_api(
 class _Server(uvicorn.Server):
     """Ends answers under way when it is to end, instead of waiting for them."""
 
-    def __init__(self, config: uvicorn.Config, line: Line) -> None:
+    def __init__(self, config: uvicorn.Config, api: Api) -> None:
         super().__init__(config)
-        self.line = line
+        self.api = api
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, with the answers first."""
-        self.line.end()
+        self.api.end()
         await super().shutdown(sockets)
 
 
