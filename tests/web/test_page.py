@@ -156,6 +156,49 @@ def test_text_arrives_while_it_is_still_growing(page):
     assert output(page) == stopped_at
 
 
+def test_a_conversation_is_shown_and_stop_ends_the_answers_of_all_models(page):
+    find(page, "#remember input").click()
+    choose(page, "8-bit")
+    ask(page, "Write a long story about a mountain.")
+    until(lambda: output(page))
+    find(page, "#stop").click()
+    until(lambda: find(page, "#answer").is_enabled())
+    assert "stopped" in find(page, "#facts").text
+    assert "Tokens: 0" in find(page, "#facts-2").text  # its turn had not come
+    assert "stopped" in find(page, "#facts-2").text
+    shown = until(lambda: find(page, "#talk").text)
+    assert "Write a long story about a mountain." in shown
+    assert output(page)[:20] in shown
+
+
+def test_a_file_is_dropped_a_mistake_told_and_whether_it_fits(page, tmp_path):
+    until(lambda: [t for t in tabs(page) if t.text == "Train"])[0].click()
+    file = tmp_path / "mine.json"
+    row = {"instruction": "Say <b>a</b>.", "output": "a"}
+    file.write_text(json.dumps([row, row, {"instruction": "no answer"}]))
+    find(page, "#file input[type=file]").send_keys(str(file))
+    until(lambda: "2 can be used; 1 problems" in find(page, "#seen").text)
+    assert "the same as an earlier row" in find(page, "#seen").text
+    assert find(page, "#rows input").get_attribute("value") == "data/mine.json"
+    assert "learned" in find(page, "#seen .tokens").get_attribute("innerHTML")
+    assert not page.find_elements("css selector", "#seen b")
+
+    box = find(page, "#name textarea, #name input")
+    box.clear()
+    box.send_keys("../elsewhere")
+    find(page, "#start").click()
+    until(lambda: "please take a name" in find(page, ".toast-body, .toast-wrap").text)
+
+    find(page, "#fit").click()
+    toasts = ".toast-body"
+    until(lambda: any("no response" in t.text for t in page.find_elements("css selector", toasts)))
+    assert "2 can be used" in find(page, "#seen").text  # what stood there still stands
+    choose(page, "bundled:32", "#rows")
+    find(page, "#fit").click()
+    until(lambda: "Memory by parts" in find(page, "#seen").text)
+    assert "free" in find(page, "#seen pre").text
+
+
 def test_the_page_asks_no_other_server(page, address):
     urls = {
         message["params"]["request"]["url"]
@@ -536,7 +579,7 @@ def test_a_run_is_started_watched_stopped_resumed_merged_and_asked(lab):
     open_tab(page, address, "Train")
     until(lambda: find(page, "#more button").is_displayed())
     find(page, "#more button").click()
-    put(page, "#num_epochs", "24")
+    put(page, "#num_epochs", "12")
     find(page, "#name textarea, #name input").send_keys("-1")
     find(page, "#look").click()
     until(lambda: page.find_elements("css selector", "#seen .learned"))
@@ -554,7 +597,7 @@ def test_a_run_is_started_watched_stopped_resumed_merged_and_asked(lab):
         until(lambda: "Stopped, and saved" in find(page, "#view").text)
         find(page, "#resume").click()
         until(lambda: "Finished" in find(page, "#view").text, 3 * PATIENCE_SECONDS)
-        assert "Step 24 of 24" in find(page, "#view").text
+        assert "Step 12 of 12" in find(page, "#view").text
 
         open_tab(page, address, "Results")
         until(lambda: page.find_elements("css selector", "#runs td"))
@@ -579,8 +622,8 @@ def test_a_run_is_started_watched_stopped_resumed_merged_and_asked(lab):
         assert texts[0] == texts[1]  # the merge answers as the adapter
 
 
-def choose(page, name):
-    find(page, "#models input").send_keys(name)
+def choose(page, name, box="#models"):
+    find(page, f"{box} input").send_keys("\ue009a\ue000", name)  # Control and a, then the text
     until(lambda: option(page, name)).click()
 
 

@@ -102,13 +102,15 @@ class Runs:
             write_text(file.with_suffix(".pid"), str(process.pid))
 
     def ask(self, words: Sequence[str]) -> str:
-        """What a command says that only looks; raises UsageError where it takes too long."""
+        """What a command says that only looks; raises UsageError where that is a mistake alone."""
         try:
             ended = subprocess.run(
                 [*SURI, *words], capture_output=True, text=True, timeout=ASK_SECONDS
             )
         except subprocess.TimeoutExpired:
             raise UsageError("this takes too long; the machine may be busy") from None
+        if not ended.stdout.strip():
+            raise UsageError(ended.stderr.strip().removeprefix("error: "))
         return ended.stdout + ended.stderr
 
     def is_running(self, job: str) -> bool:

@@ -23,8 +23,6 @@ from suri.web.page_results import Results, results_tab  # noqa: E402
 from suri.web.page_train import Trainer, train_tab  # noqa: E402
 from suri.web.page_words import Words, line  # noqa: E402
 
-MOST_WAITING = 16
-"""Questions that wait for their turn; further ones are refused."""
 LANGUAGES = {"English": "", "中文": "zh"}
 
 
@@ -88,5 +86,6 @@ def build_page(served: Served, runs: Runs) -> gr.Blocks:
                 train_tab(page, Trainer(served, runs, say), say)
             with gr.Tab(say("results_tab"), elem_id="results"):
                 results_tab(page, Results(runs, say), say)
-    page.queue(max_size=MOST_WAITING, default_concurrency_limit=1, api_open=False)
+    # More questions than these that wait for their turn are refused.
+    page.queue(max_size=16, default_concurrency_limit=1, api_open=False)
     return page

@@ -19,15 +19,11 @@ MOST_CHARACTERS = 8_000
 """Longest instruction and input together, and longest conversation before them."""
 MOST_BESIDE = 4
 REFRESH_SECONDS = 0.05
-SETTINGS: dict[str, dict[str, Any]] = {
-    "temperature": {"maximum": 2, "step": 0.05},
-    "top_p": {"maximum": 1, "step": 0.01},
-    "top_k": {"maximum": 100, "step": 1},
-    "num_beams": {"minimum": 1, "maximum": 4, "step": 1},
-    "max_new_tokens": {"minimum": 1, "maximum": 2_000, "step": 1},
-    "seed": {"precision": 0, "minimum": 0},
-}
-"""The controls of decoding, under alpaca-lora's names."""
+SETTINGS = {
+    "temperature": (0, 2, 0.05), "top_p": (0, 1, 0.01), "top_k": (0, 100, 1), "num_beams": (1, 4, 1),
+    "max_new_tokens": (1, 2_000, 1), "seed": (0, 10_000, 1),
+}  # fmt: skip
+"""Least, most and step of each control of decoding, under alpaca-lora's names."""
 
 Talk = list[tuple[str, dict[str, str]]]
 """Earlier questions, each with the answers of the models by name."""
@@ -54,10 +50,9 @@ def chat_tab(page: gr.Blocks, shelf: Shelf, say: Words) -> None:
             columns, boxes = _columns(say)
             with gr.Accordion(say("settings"), open=False, elem_id="settings"):
                 settings = [
-                    say.box(name, gr.Number if name == "seed" else gr.Slider,
-                            value=getattr(Decoding(), name), **limits)
-                    for name, limits in SETTINGS.items()
-                ]  # fmt: skip
+                    say.box(name, gr.Slider, low, high, getattr(Decoding(), name), step=step)
+                    for name, (low, high, step) in SETTINGS.items()
+                ]
                 stream = say.box("stream", gr.Checkbox, True)
     gr.on([answer.click, asked.submit, given.submit], desk.begin, names,
           [answer, stop, *columns, *boxes], **AT_ONCE).then(
@@ -106,8 +101,7 @@ class Desk:
         stop = self.stops.setdefault(str(request.session_hash), Event())
         place, said, talk = 0, {}, talk if remember else []
         try:
-            given_settings = zip(SETTINGS, settings, strict=True)
-            decoding = Decoding(**{name: value or 0 for name, value in given_settings})
+            decoding = Decoding(**dict(zip(SETTINGS, settings, strict=True)))
             record = self._record(instruction or "", given or "")
             for place, name in enumerate(names[:MOST_BESIDE] or [self.shelf.served.default]):
                 yield _shown(place, "", line(self.say("asking", name=name)))
@@ -142,8 +136,8 @@ class Desk:
             if streaming and now - shown >= REFRESH_SECONDS:
                 shown = now
                 yield text, self._facts(tokens, now - began)
-        end = "at_the_limit" if tokens >= decoding.max_new_tokens else ""
-        end = "stopped" if stop.is_set() else end
+        full = "at_the_limit" if tokens >= decoding.max_new_tokens else ""
+        end = "stopped" if stop.is_set() else full
         yield text, self._facts(tokens, time.perf_counter() - began, end)
 
     def _facts(self, tokens: int, seconds: float, end: str = "") -> str:

@@ -18,7 +18,6 @@ from suri.web.page_train import EVERY_SECONDS, METHODS, losses
 from suri.web.page_words import AT_ONCE, QUIET, Words, block, curves, line, table, told
 
 REPORTS = ("report.html", "report-zh.html", "compare.json", "summary.json")
-MOST_FIGURES = 8
 
 
 def results_tab(page: gr.Blocks, results: "Results", say: Words) -> None:
@@ -91,7 +90,7 @@ class Results:
     def report(self, name: str) -> tuple[list[str], str]:
         """Copies of a folder's reports to download, and its figures."""
         reports = self.runs.files(name, "report*.*", "compare.json", "summary.json")
-        pictures = self.runs.files(name, "figures/*.svg")[:MOST_FIGURES]
+        pictures = self.runs.files(name, "figures/*.svg")[:8]
         into = Path(tempfile.mkdtemp(dir=self.copies))
         copies = [str(shutil.copyfile(file, into / file.name)) for file in reports]
         coded = (base64.b64encode(picture.read_bytes()).decode() for picture in pictures)

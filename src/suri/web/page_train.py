@@ -21,7 +21,6 @@ BUNDLED_ROWS = ("bundled:32", "bundled:300", "bundled:2000", "bundled:300:zh")
 METHODS = {"LoRA": "none", "int8": "int8", "QLoRA": "nf4"}
 NUMBERS = ("max_steps", "num_epochs", "learning_rate", "cutoff_len", "lora_r")
 DATA = "data"
-LOOKED_AT = 3
 EVERY_SECONDS = 2
 
 
@@ -100,7 +99,7 @@ class Trainer:
     def look(self, *given: Any) -> str:
         """What is wrong with the rows, and which of the first rows' tokens are learned."""
         recipe = with_settings(Recipe(), self.settings(*given), "page")
-        report, rows = look_at(recipe, LOOKED_AT)
+        report, rows = look_at(recipe, 3)
         said = self._checked(report) if report else line(self.say("made_here"))
         tokens = (f"<pre class='tokens'>{marked(row)}</pre>" for row in rows)
         return said + line(self.say("coloured")) + "".join(tokens)
