@@ -22,8 +22,11 @@ import torch
 from web_servers import api_server
 
 from conftest import missing
+from suri.data.findings import KINDS
 from suri.data.records import Record
 from suri.errors import UsageError
+from suri.export.checks import compare_logits
+from suri.files import readable_seconds
 from suri.infer.engines import open_model
 from suri.infer.pieces import Pieces
 from suri.infer.served import open_served
@@ -33,6 +36,7 @@ from suri.model.adapter_file import write_adapter
 from suri.model.config import read_config
 from suri.recipe import GREEDY, LINEARS, Decoding
 from suri.train.jobs import Runs
+from suri.train.runs import readable_figure
 from suri.web.api_line import Job, Line
 from suri.web.api_metrics import Metrics
 from suri.web.page_chat import Desk
@@ -254,6 +258,11 @@ def test_a_password_keeps_others_out(tiny, tmp_path):
         assert status("login", {"username": "me", "password": "fleece"}) == 200
 
 
+def checks_of(dtype):
+    """The checks of a merge in this number format."""
+    return compare_logits(torch.zeros(2, 3), torch.zeros(2, 3), dtype)
+
+
 TAB, OTHER_TAB = SimpleNamespace(session_hash="tab"), SimpleNamespace(session_hash="other")
 
 
@@ -355,6 +364,20 @@ def test_names_and_messages_are_shown_as_text():
         assert "<script" not in html
         assert "<img" not in html
         assert "&lt;img" in html
+
+
+@pytest.mark.parametrize(
+    "said",
+    [kind.says for kind in KINDS.values()]
+    + ["line 3", "record 4", readable_seconds(9), readable_seconds(200), readable_seconds(9000)]
+    + [readable_figure("train_seconds", seconds) for seconds in (3.0, 200.0, 9000.0)]
+    + ["210 targets: largest error of W + 2 B A, in roundings"]
+    + [check.name for kind in ("float32", "bfloat16", "q8_0") for check in checks_of(kind)],
+)
+def test_what_other_parts_say_is_said_in_chinese_too(said):
+    assert Words(0).again(said) == said
+    assert re.search("[一-鿿]", Words(1).again(said))
+    assert Words(1).again("what nobody says") == "what nobody says"
 
 
 def test_every_text_is_there_in_both_languages():

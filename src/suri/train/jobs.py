@@ -37,8 +37,9 @@ class Runs:
         self.starting = Lock()
         self.children: dict[str, subprocess.Popen[bytes]] = {}
 
-    def place(self, name: str) -> Path:
+    def place(self, name: str | None) -> Path:
         """The path of a name, links followed; raises UsageError where it leads out."""
+        name = name or ""
         try:
             path = (self.root / name).resolve()
             below = path.relative_to(self.root).parts
@@ -57,9 +58,9 @@ class Runs:
             raise UsageError(f"{name.strip()} is there already; please take another name")
         return path
 
-    def files(self, name: str, *patterns: str) -> list[Path]:
+    def files(self, name: str | None, *patterns: str) -> list[Path]:
         """Files in a folder, by patterns; raises UsageError for a link that leads out."""
-        folder = self.place(name or "")
+        folder = self.place(name)
         found = [file for pattern in patterns for file in sorted(folder.glob(pattern))]
         return [self.place(str(file)) for file in found if file.is_file()]
 

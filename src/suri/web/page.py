@@ -48,8 +48,7 @@ def open_page(
 def mount_page(app: Any, served: Served, runs: Runs, password: str) -> Callable[[], None]:
     """Show the page at all paths that `app` has no route for; gives what ends its connections."""
     gr.mount_gradio_app(app, build_page(served, runs), "/", **_settings(password))
-    mounted: Any = app.routes[-1].app
-    return lambda: mounted.stop_event.set()
+    return lambda: app.routes[-1].app.stop_event.set()
 
 
 def _settings(password: str) -> dict[str, Any]:

@@ -20,8 +20,8 @@ MOST_CHARACTERS = 8_000
 MOST_BESIDE = 4
 REFRESH_SECONDS = 0.05
 SETTINGS = {
-    "temperature": (0, 2, 0.05), "top_p": (0, 1, 0.01), "top_k": (0, 100, 1), "num_beams": (1, 4, 1),
-    "max_new_tokens": (1, 2_000, 1), "seed": (0, 10_000, 1),
+    "temperature": (0, 2, 0.05), "top_p": (0, 1, 0.01), "top_k": (0, 100, 1),
+    "num_beams": (1, 4, 1), "max_new_tokens": (1, 2_000, 1), "seed": (0, 10_000, 1),
 }  # fmt: skip
 """Least, most and step of each control of decoding, under alpaca-lora's names."""
 
@@ -136,8 +136,7 @@ class Desk:
             if streaming and now - shown >= REFRESH_SECONDS:
                 shown = now
                 yield text, self._facts(tokens, now - began)
-        full = "at_the_limit" if tokens >= decoding.max_new_tokens else ""
-        end = "stopped" if stop.is_set() else full
+        end = "stopped" if stop.is_set() else "at_the_limit" * (tokens >= decoding.max_new_tokens)
         yield text, self._facts(tokens, time.perf_counter() - began, end)
 
     def _facts(self, tokens: int, seconds: float, end: str = "") -> str:

@@ -99,7 +99,7 @@ class Results:
 
     def merge(self, name: str, form: str) -> str:
         """Start a merge, a process of its own."""
-        run, out = self.runs.place(name or ""), Path(f"{name}-{form}")
+        run, out = self.runs.place(name), Path(f"{name}-{form}")
         new = self.runs.new(out.name, out.parent.as_posix())
         words = ["merge", str(run), "--to", form, "--output_dir", str(new)]
         self.runs.start(f"{name} {form}", words)

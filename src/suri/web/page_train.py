@@ -80,10 +80,10 @@ class Trainer:
     def settings(self, base: str, rows: str, method: str, *numbers: float) -> dict[str, Any]:
         """The recipe's settings; raises UsageError for what cannot be, or lies elsewhere."""
         voice = self.served.voices.get(base)
-        folder = voice.folder if voice else self.runs.place(base or "")
+        folder = voice.folder if voice else self.runs.place(base)
         found: dict[str, Any] = {
             "base_model": EMBEDDED if base == EMBEDDED else str(folder),
-            "data_path": rows if rows in BUNDLED_ROWS else str(self.runs.place(rows or "")),
+            "data_path": rows if rows in BUNDLED_ROWS else str(self.runs.place(rows)),
             "quantize": METHODS[method],
         }
         for name, number in zip(NUMBERS, numbers, strict=True):
@@ -93,8 +93,7 @@ class Trainer:
 
     def keep(self, file: str) -> Any:
         """Keep a dropped file beside the runs, so that they can go on with it."""
-        kept = self.runs.keep(Path(file), DATA)
-        return gr.update(choices=self.rows(), value=kept)
+        return gr.update(value=self.runs.keep(Path(file), DATA), choices=self.rows())
 
     def look(self, *given: Any) -> str:
         """What is wrong with the rows, and which of the first rows' tokens are learned."""
@@ -116,8 +115,8 @@ class Trainer:
 
     def fit(self, *given: Any) -> str:
         """What `suri fit` says, which opens the base in a process of its own."""
-        said = self.runs.ask(["fit", *_flags(self.settings(*given))])
-        return line(self.say("fits")) + block(said)
+        words = ["fit", *_flags(self.settings(*given))]
+        return line(self.say("fits")) + block(self.runs.ask(words))
 
     def start(self, name: str, *given: Any) -> Any:
         """Start a run; it is watched from then on."""
@@ -129,8 +128,7 @@ class Trainer:
 
     def resume(self, name: str) -> None:
         """Go on with a run that was stopped."""
-        place = self.runs.place(name or "")
-        self.runs.start(name, ["train", "--resume", "--output_dir", str(place)])
+        self.runs.start(name, ["train", "--resume", "--output_dir", str(self.runs.place(name))])
 
     def view(self, name: str) -> str:
         """The run as its files tell it: state, losses, sample answers, what went wrong."""
