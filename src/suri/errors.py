@@ -24,6 +24,11 @@ class SuriError(Exception):
             lines.append(f"  do:    {self.do}")
         return lines
 
+    @property
+    def in_one_line(self) -> str:
+        """The message where there is room for one line."""
+        return " ".join(line.strip() for line in self.lines())
+
 
 class UsageError(SuriError):
     """A flag, path or combination of settings that cannot work (exit 2)."""

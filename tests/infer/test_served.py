@@ -8,9 +8,8 @@ import torch
 from suri.data.prompt import find_prompt
 from suri.data.records import Record
 from suri.errors import UsageError
-from suri.infer.engine import DecoderEngine
 from suri.infer.engines import Model, open_model
-from suri.infer.served import open_served
+from suri.infer.served import Turns, open_served
 from suri.model.adapter import initial_adapter
 from suri.model.adapter_file import write_adapter
 from suri.model.config import read_config
@@ -40,9 +39,7 @@ def adapters(tiny, tmp_path):
 
 
 def said(served, name):
-    served.become(name)
-    voice = served.voices[name]
-    model = Model(DecoderEngine(served.decoder), served.tokenizer, voice.prompt, name)
+    model = Model(Turns(served, name), served.tokenizer, served.voices[name].prompt, name)
     return model.answer([RECORD], DECODING)[0].text
 
 

@@ -12,19 +12,34 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 
 import pytest
+import torch
+from web_servers import api_server
 
 from conftest import missing
+from suri.data.findings import KINDS
 from suri.data.records import Record
 from suri.errors import UsageError
+from suri.export.checks import compare_logits
+from suri.files import readable_seconds
+from suri.infer.engines import open_model
+from suri.infer.pieces import Pieces
 from suri.infer.served import open_served
 from suri.infer.shelf import Shelf
-from suri.recipe import Decoding
+from suri.model.adapter import initial_adapter
+from suri.model.adapter_file import write_adapter
+from suri.model.config import read_config
+from suri.recipe import GREEDY, LINEARS, Decoding
 from suri.train.jobs import Runs
-from suri.web.page_chat import Desk, _conversation
+from suri.train.runs import readable_figure
+from suri.web.api_line import Job, Line
+from suri.web.api_metrics import Metrics
+from suri.web.page_chat import Desk
 from suri.web.page_results import Results
 from suri.web.page_train import Trainer
 from suri.web.page_words import TEXTS, Words, curves, line, table
@@ -138,12 +153,55 @@ def test_text_arrives_while_it_is_still_growing(page):
     find(page, "#stop").click()
     until(lambda: "stopped" in find(page, "#facts").text)
     until(lambda: find(page, "#answer").is_enabled())
-    tokens, rest = find(page, "#facts").text.split(" ", 1)
-    assert 0 < int(tokens) < 128  # the default of Max tokens
-    assert "tokens/s" in rest
+    tokens = re.search(r"Tokens: (\d+) in .* tokens/s", find(page, "#facts").text)
+    assert 0 < int(tokens[1]) < 128  # the default of Max tokens
     stopped_at = output(page)
     time.sleep(1)
     assert output(page) == stopped_at
+
+
+def test_a_conversation_is_shown_and_stop_ends_the_answers_of_all_models(page):
+    find(page, "#remember input").click()
+    choose(page, "8-bit")
+    ask(page, "Write a long story about a mountain.")
+    until(lambda: output(page))
+    find(page, "#stop").click()
+    until(lambda: find(page, "#answer").is_enabled())
+    assert "stopped" in find(page, "#facts").text
+    assert "Tokens: 0" in find(page, "#facts-2").text  # its turn had not come
+    assert "stopped" in find(page, "#facts-2").text
+    shown = until(lambda: find(page, "#talk").text)
+    assert "Write a long story about a mountain." in shown
+    assert output(page)[:20] in shown
+
+
+@pytest.mark.slow
+def test_a_file_is_dropped_a_mistake_told_and_whether_it_fits(page, tmp_path):
+    until(lambda: [t for t in tabs(page) if t.text == "Train"])[0].click()
+    file = tmp_path / "mine.json"
+    row = {"instruction": "Say <b>a</b>.", "output": "a"}
+    file.write_text(json.dumps([row, row, {"instruction": "no answer"}]))
+    find(page, "#file input[type=file]").send_keys(str(file))
+    until(lambda: "2 can be used; 1 problems" in find(page, "#seen").text)
+    assert "the same as an earlier row" in find(page, "#seen").text
+    assert find(page, "#rows input").get_attribute("value") == "data/mine.json"
+    assert "learned" in find(page, "#seen .tokens").get_attribute("innerHTML")
+    assert not page.find_elements("css selector", "#seen b")
+
+    box = find(page, "#name textarea, #name input")
+    box.clear()
+    box.send_keys("../elsewhere")
+    find(page, "#start").click()
+    until(lambda: "please take a name" in find(page, ".toast-body, .toast-wrap").text)
+
+    find(page, "#fit").click()
+    toasts = ".toast-body"
+    until(lambda: any("no response" in t.text for t in page.find_elements("css selector", toasts)))
+    assert "2 can be used" in find(page, "#seen").text  # what stood there still stands
+    choose(page, "bundled:32", "#rows")
+    find(page, "#fit").click()
+    until(lambda: "Memory by parts" in find(page, "#seen").text)
+    assert "of training for" in find(page, "#seen pre").text
 
 
 def test_the_page_asks_no_other_server(page, address):
@@ -201,6 +259,11 @@ def test_a_password_keeps_others_out(tiny, tmp_path):
         assert status("login", {"username": "me", "password": "fleece"}) == 200
 
 
+def checks_of(dtype):
+    """The checks of a merge in this number format."""
+    return compare_logits(torch.zeros(2, 3), torch.zeros(2, 3), dtype)
+
+
 TAB, OTHER_TAB = SimpleNamespace(session_hash="tab"), SimpleNamespace(session_hash="other")
 
 
@@ -218,14 +281,15 @@ def answers(
     remember=False, talk=(),
 ):  # fmt: skip
     """Everything that the page shows, one after the other."""
-    given = (instruction, "", temperature, 0.9, 0, beams, 12, 0, streaming, tab)
-    return list(desk.answer(list(names), remember, list(talk), *given))
+    settings = (temperature, 0.9, 0, beams, 12, 0)
+    given = (list(names), remember, list(talk), instruction, "", streaming, *settings)
+    return list(desk.answer(tab, *given))
 
 
 def texts(shown, place=0):
     """What stood in one model's two boxes, in order; the conversation comes last."""
     boxes = [row[2 * place : 2 * place + 2] for row in shown]
-    return [box for box in boxes if isinstance(box[0], str)]
+    return [box for box in boxes if isinstance(box[0], str) and "asking" not in box[1]]
 
 
 @pytest.mark.parametrize("beams, streaming", [(1, True), (1, False), (3, True), (3, False)])
@@ -235,8 +299,8 @@ def test_the_answer_shown_is_the_models(shelf, beams, streaming):
     (expected,) = model.answer([Record("Say it.", "", "")], decoding)
     shown = texts(answers(desk_of(shelf), beams=beams, streaming=streaming))
     assert shown[-1][0] == expected.text.lstrip()
-    assert f"{expected.tokens} tokens in" in shown[-1][1]
-    if beams > 1 or not streaming:
+    assert f"Tokens: {expected.tokens} in" in shown[-1][1]
+    if not streaming:
         assert len(shown) == 1
 
 
@@ -245,12 +309,17 @@ def test_a_conversation_goes_on_from_the_answers_of_each_model(shelf):
     desk, decoding = desk_of(shelf), Decoding(temperature=0, top_p=0.9, top_k=0, max_new_tokens=12)
     *_, talk, shown = answers(desk, remember=True)[-1]
     first = talk[0][1][name]
-    assert "Say it." in shown
+    assert shown["value"] == [
+        {"role": "user", "content": "Say it."},
+        {"role": "assistant", "content": f"{name}: {first}"},
+    ]
     boxes = texts(answers(desk, instruction="And now?", remember=True, talk=talk))
     asked = Record("And now?", "", "", history=(("Say it.", first),))
     (expected,) = shelf.take(name).answer([asked], decoding)
     assert boxes[-1][0] == expected.text.lstrip()
-    assert answers(desk, instruction="And now?", talk=talk)[-1][-2:] == [[], ""]
+    *_, forgotten, hidden = answers(desk, instruction="And now?", talk=talk)[-1]
+    assert forgotten == hidden["value"] == []
+    assert not hidden["visible"]
 
 
 def test_stop_reaches_its_own_tab_only_also_before_its_turn(shelf):
@@ -258,9 +327,9 @@ def test_stop_reaches_its_own_tab_only_also_before_its_turn(shelf):
     desk.begin([], TAB)
     desk.begin([], OTHER_TAB)
     desk.stop(TAB)
-    assert "0 tokens" in texts(answers(desk))[-1][1]
+    assert "Tokens: 0" in texts(answers(desk))[-1][1]
     assert "stopped" in texts(answers(desk))[-1][1]
-    assert "12 tokens" in texts(answers(desk, tab=OTHER_TAB))[-1][1]
+    assert "Tokens: 12" in texts(answers(desk, tab=OTHER_TAB))[-1][1]
     desk.begin([], TAB)  # a new question
     assert "at the limit of Max tokens" in texts(answers(desk))[-1][1]
 
@@ -268,7 +337,7 @@ def test_stop_reaches_its_own_tab_only_also_before_its_turn(shelf):
 def test_a_closed_tab_ends_its_answer(shelf):
     desk = desk_of(shelf)
     desk.begin([], TAB)
-    pieces = desk.answer([], False, [], "Say it.", "", 0, 1, 0, 1, 12, 0, True, TAB)
+    pieces = desk.answer(TAB, [], False, [], "Say it.", "", True, 0, 1, 0, 1, 12, 0)
     stop = desk.stops["tab"]
     desk.leave(TAB)
     assert stop.is_set()
@@ -289,7 +358,6 @@ MARKUP = "<script>alert('&')</script><img src=//elsewhere>"
 def test_names_and_messages_are_shown_as_text():
     assert line(MARKUP[:27]) == "<p>&lt;script&gt;alert(&#x27;&amp;&#x27;)&lt;/script&gt;</p>"
     shown = [
-        _conversation([(MARKUP, {MARKUP: MARKUP})]),
         table([MARKUP], [[MARKUP]]),
         curves([(MARKUP, [(0, 1.0), (1, 0.5)])]),
     ]
@@ -297,6 +365,20 @@ def test_names_and_messages_are_shown_as_text():
         assert "<script" not in html
         assert "<img" not in html
         assert "&lt;img" in html
+
+
+@pytest.mark.parametrize(
+    "said",
+    [kind.says for kind in KINDS.values()]
+    + ["line 3", "record 4", readable_seconds(9), readable_seconds(200), readable_seconds(9000)]
+    + [readable_figure("train_seconds", seconds) for seconds in (3.0, 200.0, 9000.0)]
+    + ["210 targets: largest error of W + 2 B A, in roundings"]
+    + [check.name for kind in ("float32", "bfloat16", "q8_0") for check in checks_of(kind)],
+)
+def test_what_other_parts_say_is_said_in_chinese_too(said):
+    assert Words(0).again(said) == said
+    assert re.search("[一-鿿]", Words(1).again(said))
+    assert Words(1).again("what nobody says") == "what nobody says"
 
 
 def test_every_text_is_there_in_both_languages():
@@ -318,7 +400,7 @@ def test_no_name_leads_out_of_the_folder_of_runs(tmp_path, name):
         runs.place(name)
     results, trainer = (
         Results(runs, Words(0)),
-        Trainer(SimpleNamespace(served=None), runs, Words(0)),
+        Trainer(None, runs, Words(0)),
     )
     for work in (results.report, trainer.resume, lambda n: results.merge(n, "hf")):
         with pytest.raises(UsageError):
@@ -348,14 +430,14 @@ def test_a_report_that_is_a_link_to_elsewhere_is_not_copied(tmp_path):
 
 def test_a_file_that_is_dropped_is_kept_checked_and_shown(tiny, tmp_path):
     runs = Runs(tmp_path / "runs")
-    trainer = Trainer(Shelf(open_served(str(tiny)), runs), runs, Words(0))
+    trainer = Trainer(open_served(str(tiny)), runs, Words(0))
     file = tmp_path / "rows.json"
     rows = [{"instruction": f"Say {n}<b>.", "input": "", "output": f"{n}"} for n in "abc"]
     file.write_text(json.dumps([*rows, {"instruction": "no answer"}]))
     trainer.keep(str(file))
     trainer.keep(str(file))  # the same again is the same
     assert trainer.rows()[0] == "data/rows.json"
-    base = trainer.bases()[0]
+    base = trainer.choices()[0]["value"]
     shown = trainer.look(base, "data/rows.json", "LoRA", 0, 1, 3e-4, 512, 8)
     assert "4 rows, 3 can be used; 1 problems" in shown
     assert "<b>" not in shown
@@ -403,6 +485,83 @@ def test_a_job_outlives_who_started_it_and_runs_once(tmp_path):
     assert "rows.json" not in runs.said("job")
 
 
+def test_the_page_and_the_api_share_a_decoder_in_turns(tiny, tmp_path):
+    """The API answers as the base again and again, while the page answers as two adapters."""
+    folders = [adapter_of(tiny, tmp_path / name, seed) for seed, name in enumerate("ab")]
+    served = open_served(str(folders[0]))
+    base = next(name for name, voice in served.voices.items() if not voice.pairs)
+    line, shelf = Line(served, Metrics()), Shelf(served, Runs(tmp_path))
+    ids, jobs, enough, ended = [5, 6, 7], [], Event(), Event()
+    decoding = Decoding(temperature=0.7, top_p=1.0, top_k=0, max_new_tokens=40)
+
+    def again(part=None):
+        if part and not part.finish:
+            return
+        if enough.is_set():
+            ended.set()
+        else:
+            jobs.append(Job(base, ids, decoding, Pieces(served.tokenizer), again))
+            line.join(jobs[-1])
+
+    again()
+    record, greedy = Record("Say it.", "", ""), replace(GREEDY, max_new_tokens=12)
+    beams = replace(greedy, num_beams=2)
+    found = []
+    for folder in folders:
+        model = shelf.take(folder.name)
+        found += ["".join(model.stream(record, greedy)), model.answer([record], beams)[0].text]
+    enough.set()
+    assert ended.wait(60)
+    line.close()
+    alone = [open_model(str(folder)) for folder in folders]
+    assert found == [m.answer([record], d)[0].text for m in alone for d in (greedy, beams)]
+    assert len(set(found[::2])) == 2
+    (expected,) = open_model(str(tiny)).engine.generate([ids], served.tokenizer.eos_id, decoding)
+    assert [job.pieces.ids for job in jobs] == [expected.ids] * len(jobs)
+
+
+def adapter_of(base, folder, seed):
+    """A random adapter over a base."""
+    adapter = initial_adapter(
+        read_config(base), r=3, alpha=6, targets=LINEARS, seed=seed, base={"path": str(base)}
+    )
+    for _, b in adapter.tensors.values():
+        b.normal_(generator=torch.Generator().manual_seed(seed))
+    folder.mkdir()
+    write_adapter(folder, adapter)
+    return folder
+
+
+@pytest.mark.slow
+def test_suri_serve_shows_the_page_beside_the_api(tiny, browser, tmp_path):
+    words = (str(tiny), "--password", "fleece", "--runs", str(tmp_path / "runs"))
+    with api_server(tmp_path, *words, page=True) as server:
+
+        def status(path, **more):
+            request = urllib.request.Request(server.address + path, **more)
+            try:
+                with urllib.request.urlopen(request) as answer:
+                    return answer.status
+            except urllib.error.HTTPError as refusal:
+                refusal.close()
+                return refusal.code
+
+        knows = {"Authorization": "Bearer fleece"}
+        paths = ("/health", "/v1/models", "/metrics", "/config")
+        assert [status(path) for path in paths] == [200, 401, 401, 401]
+        assert [status(path, headers=knows) for path in paths[:3]] == [200, 200, 200]
+        elsewhere = {"Origin": "http://elsewhere.example"}
+        assert status("/login", data=b"", headers=elsewhere) == 403
+        browser.get(server.address)
+        until(lambda: browser.find_elements("css selector", "input[type=password]"))
+        for box in browser.find_elements("css selector", "form input, .wrap input, input"):
+            box.send_keys("fleece")
+        find(browser, "button.primary, button.lg").click()
+        until(lambda: browser.find_elements("css selector", "#instruction textarea"))
+        ask(browser, "Say it.")
+        until(lambda: "tokens/s" in find(browser, "#facts").text)
+
+
 @pytest.fixture
 def lab(browser, tmp_path):
     """A page over a folder of runs that holds a study, and the folder."""
@@ -445,7 +604,7 @@ def test_a_run_is_started_watched_stopped_resumed_merged_and_asked(lab):
     open_tab(page, address, "Train")
     until(lambda: find(page, "#more button").is_displayed())
     find(page, "#more button").click()
-    put(page, "#num_epochs", "24")
+    put(page, "#num_epochs", "12")
     find(page, "#name textarea, #name input").send_keys("-1")
     find(page, "#look").click()
     until(lambda: page.find_elements("css selector", "#seen .learned"))
@@ -463,7 +622,7 @@ def test_a_run_is_started_watched_stopped_resumed_merged_and_asked(lab):
         until(lambda: "Stopped, and saved" in find(page, "#view").text)
         find(page, "#resume").click()
         until(lambda: "Finished" in find(page, "#view").text, 3 * PATIENCE_SECONDS)
-        assert "Step 24 of 24" in find(page, "#view").text
+        assert "Step 12 of 12" in find(page, "#view").text
 
         open_tab(page, address, "Results")
         until(lambda: page.find_elements("css selector", "#runs td"))
@@ -488,8 +647,8 @@ def test_a_run_is_started_watched_stopped_resumed_merged_and_asked(lab):
         assert texts[0] == texts[1]  # the merge answers as the adapter
 
 
-def choose(page, name):
-    find(page, "#models input").send_keys(name)
+def choose(page, name, box="#models"):
+    find(page, f"{box} input").send_keys("\ue009a\ue000", name)  # Control and a, then the text
     until(lambda: option(page, name)).click()
 
 

@@ -21,12 +21,12 @@ OPENING = {
 
 
 @contextmanager
-def api_server(folder: Path, *words: str):
+def api_server(folder: Path, *words: str, page: bool = False):
     """A server as a user starts it: its address, its process and what it printed."""
     log = folder / "log"
     with log.open("w") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "suri", "serve", *words, "--port", "0"],
+            [sys.executable, "-m", "suri", "serve", "--page", str(page), *words, "--port", "0"],
             env=os.environ | OPENING,
             stdout=stream,
             stderr=subprocess.STDOUT,

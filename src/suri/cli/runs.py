@@ -13,9 +13,9 @@ from rich.table import Table
 from suri.cli.curve import two_curves
 from suri.cli.flags import parse
 from suri.errors import UsageError
-from suri.files import readable_bytes, readable_seconds
+from suri.files import readable_bytes
 from suri.study.sections import plain
-from suri.train.runs import RunEntry, differing, find_runs, read_run
+from suri.train.runs import RunEntry, differing, find_runs, read_run, readable_figure
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _side_by_side(console: Console, one: RunEntry, other: RunEntry) -> None:
         table.add_row(name, escape(plain(ours)), escape(plain(theirs)))
     figures = (one.figures, other.figures)
     for name in dict.fromkeys([*figures[0], *figures[1]]):
-        table.add_row(name, *(_figure(name, found.get(name)) for found in figures))
+        table.add_row(name, *(readable_figure(name, found.get(name)) for found in figures))
     console.print(table)
     console.print("[dim]settings that are not named are the same[/]")
     lines = two_curves(
@@ -107,13 +107,3 @@ def _side_by_side(console: Console, one: RunEntry, other: RunEntry) -> None:
     )  # fmt: skip
     for line in lines:
         console.print(line)
-
-
-def _figure(name: str, value: float | None) -> str:
-    if value is None:
-        return "–"
-    if name.endswith("_bytes"):
-        return readable_bytes(value)
-    if name.endswith("_seconds"):
-        return f"{value:.1f} s" if value < 90 else f"{value:.0f} s ({readable_seconds(value)})"
-    return f"{value:,.4f}" if name.endswith("_loss") else f"{value:,.0f}"

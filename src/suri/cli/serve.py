@@ -1,6 +1,8 @@
 """`suri serve`: an HTTP API as OpenAI's, over a model and any number of adapters."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -41,6 +43,10 @@ class Serve:
     """Requests waiting and being answered at once; further ones are refused (429)."""
     device: str = "auto"
     """cpu, cuda, or auto: a GPU where torch can use one."""
+    page: bool = True
+    """Show the page of `suri chat` at / too, where gradio is installed."""
+    runs: str = "."
+    """Folder of the runs, data and merges that the page shows and makes; it reaches no other."""
 
 
 def run(argv: list[str]) -> None:
@@ -72,6 +78,7 @@ def run(argv: list[str]) -> None:
         server_name=asked.server_name,
         port=asked.port,
         password=asked.password,
+        runs=Path(asked.runs.strip() or ".") if asked.page and find_spec("gradio") else None,
     )
 
 

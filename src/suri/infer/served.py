@@ -1,14 +1,17 @@
 """One base in memory with any number of adapters over it, each a model of its own by name."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Lock
 
 from suri.data.chat_template import ChatPrompt
 from suri.data.prompt import Prompt, find_prompt, read_prompt
 from suri.errors import UsageError
 from suri.infer.engine import DecoderEngine
 from suri.infer.engines import find_places, open_model, warn_of_other_base
+from suri.infer.generate import Generated
 from suri.model.adapter import Adapter
 from suri.model.adapter_file import read_adapter
 from suri.model.decoder import Decoder
@@ -16,6 +19,7 @@ from suri.model.linear import Linear, LowRank
 from suri.model.storage import IN_USE
 from suri.model.tokenizer import Tokenizer
 from suri.model.weights import recorded_base
+from suri.recipe import Decoding
 
 Placed = list[tuple[Linear, str, LowRank]]
 """An adapter's pairs, and where each belongs."""
@@ -31,7 +35,10 @@ class Voice:
 
 
 class Served:
-    """A decoder that answers as one of its voices at a time; `default` is the model asked for."""
+    """A decoder that answers as one of its voices at a time; `default` is the model asked for.
+
+    Several threads may use it, in turns.
+    """
 
     def __init__(
         self, decoder: Decoder, tokenizer: Tokenizer, voices: Mapping[str, Voice], default: str,
@@ -39,6 +46,18 @@ class Served:
     ) -> None:  # fmt: skip
         self.decoder, self.tokenizer = decoder, tokenizer
         self.voices, self.default, self.storage = dict(voices), default, storage
+        self._next, self._using = Lock(), Lock()
+
+    @contextmanager
+    def turn(self, name: str) -> Iterator[None]:
+        """The decoder as this voice, for one thread; who waits comes before who has just had it."""
+        with self._next:
+            self._using.acquire()
+        try:
+            self._become(name)
+            yield
+        finally:
+            self._using.release()
 
     @property
     def base(self) -> Voice:
@@ -52,20 +71,47 @@ class Served:
             return False
         if IN_USE[adapter.base.get("quantize") or "none"] != self.storage:
             return False
-        pairs = _placed(self.decoder, adapter)
-        self.voices[name] = Voice(read_prompt(folder), pairs, folder)
+        with self.turn(self.default):
+            pairs = _placed(self.decoder, adapter)
+        # Others may be reading the old ones.
+        self.voices = self.voices | {name: Voice(read_prompt(folder), pairs, folder)}
         return True
 
-    def become(self, name: str) -> None:
-        """Put this voice's pairs, and no others, into the decoder; nothing is copied.
-
-        Only one thread may use the decoder.
-        """
+    def _become(self, name: str) -> None:
+        """Put this voice's pairs, and no others, into the decoder; nothing is copied."""
         for _, linear, part in self.decoder.linears():
             if part in linear.pairs:
                 del linear.pairs[part]
         for linear, part, pair in self.voices[name].pairs:
             linear.pairs[part] = pair
+
+
+class Turns(DecoderEngine):
+    """Answers as one voice, a turn for each token, while others use the decoder too."""
+
+    def __init__(self, served: Served, name: str) -> None:
+        super().__init__(served.decoder)
+        self.served, self.name = served, name
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], eos_id: int, decoding: Decoding, *,
+        stop: Event | None = None,
+    ) -> list[Generated]:  # fmt: skip
+        """As in Engine, in one turn."""
+        with self.served.turn(self.name):
+            return super().generate(prompts, eos_id, decoding, stop=stop)
+
+    def stream(
+        self, prompt: Sequence[int], eos_id: int, decoding: Decoding, *, stop: Event | None = None
+    ) -> Iterator[int]:
+        """As in Engine."""
+        tokens = super().stream(prompt, eos_id, decoding, stop=stop)
+        while True:
+            with self.served.turn(self.name):
+                token = next(tokens, None)
+            if token is None:
+                return
+            yield token
 
 
 def open_served(
@@ -103,9 +149,7 @@ def open_served(
         voices[each] = Voice(given or read_prompt(folder), pairs, folder)
     in_use = "int8-weight" if load_8bit else IN_USE[storage or "none"]
     default = next(iter(folders)) if own else name
-    served = Served(decoder, opened.tokenizer, voices, default, in_use)
-    served.become(served.default)
-    return served
+    return Served(decoder, opened.tokenizer, voices, default, in_use)
 
 
 def check_prompt(name: str) -> None:

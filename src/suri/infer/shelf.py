@@ -6,9 +6,8 @@ from pathlib import Path
 
 from suri.errors import DoesNotFit
 from suri.files import readable_bytes, size_bytes
-from suri.infer.engine import DecoderEngine
 from suri.infer.engines import Model, open_model
-from suri.infer.served import Served
+from suri.infer.served import Served, Turns
 from suri.model.adapter_file import is_adapter
 from suri.model.weights import recorded_base
 from suri.train.jobs import Runs
@@ -26,6 +25,8 @@ class Shelf:
     def __init__(self, served: Served, runs: Runs) -> None:
         self.served, self.runs = served, runs
         self.at_hand = tuple(served.voices)
+        # The memory of a tokenizer is for one thread: a copy has its own.
+        self.tokenizer = replace(served.tokenizer)
         self.opened: dict[str, Model] = {}
         self.device = served.decoder.embedding.device.type
 
@@ -36,10 +37,6 @@ class Shelf:
         there = self.runs.holding("adapter_config.json", *MODEL_FILES)
         return list(dict.fromkeys([*at_hand, *eight, *there]))
 
-    def is_open(self, name: str) -> bool:
-        """Whether answering can begin at once."""
-        return name in self.served.voices or name in self.opened
-
     def take(self, name: str) -> Model:
         """The model, opened where it is not; others are closed where memory needs it."""
         if name not in self.served.voices and name not in self.opened:
@@ -47,9 +44,8 @@ class Shelf:
         if name in self.opened:
             self.opened[name] = self.opened.pop(name)  # the last one used is the last one closed
             return self.opened[name]
-        self.served.become(name)
         prompt = self.served.voices[name].prompt
-        return Model(DecoderEngine(self.served.decoder), self.served.tokenizer, prompt, name)
+        return Model(Turns(self.served, name), self.tokenizer, prompt, name)
 
     def _open(self, name: str) -> None:
         if name == EIGHT_BIT:

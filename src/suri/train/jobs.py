@@ -1,7 +1,9 @@
 """The folder of runs: what names lead to in it, and commands as processes that outlive the page."""
 
+import filecmp
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +14,14 @@ from threading import Lock
 from urllib.parse import quote
 
 from suri.errors import UsageError
-from suri.files import make_folder, write_text
+from suri.files import LOCK, make_folder, write_text
 from suri.locks import hold_while_open, is_held
+from suri.train.run_folder import can_go_on
+from suri.train.runs import RunEntry, read_run
 
 NAME = re.compile(r"\w[\w. -]{0,63}")
+SURI = (sys.executable, "-m", "suri")
+ASK_SECONDS = 300
 OURS = ".page"
 """Where the commands' output is kept, in the folder of runs."""
 DEEPEST = 3
@@ -31,8 +37,9 @@ class Runs:
         self.starting = Lock()
         self.children: dict[str, subprocess.Popen[bytes]] = {}
 
-    def place(self, name: str) -> Path:
+    def place(self, name: str | None) -> Path:
         """The path of a name, links followed; raises UsageError where it leads out."""
+        name = name or ""
         try:
             path = (self.root / name).resolve()
             below = path.relative_to(self.root).parts
@@ -50,6 +57,20 @@ class Runs:
         if path.exists() or path.is_symlink():
             raise UsageError(f"{name.strip()} is there already; please take another name")
         return path
+
+    def files(self, name: str | None, *patterns: str) -> list[Path]:
+        """Files in a folder, by patterns; raises UsageError for a link that leads out."""
+        folder = self.place(name)
+        found = [file for pattern in patterns for file in sorted(folder.glob(pattern))]
+        return [self.place(str(file)) for file in found if file.is_file()]
+
+    def keep(self, file: Path, folder: str) -> str:
+        """Copy a file into a folder here, where it is not there yet; gives the copy's name."""
+        make_folder(self.root / folder)
+        there = self.root / folder / file.name
+        if not (there.is_file() and filecmp.cmp(file, there, shallow=False)):
+            shutil.copyfile(file, self.new(file.name, folder))
+        return f"{folder}/{file.name}"
 
     def holding(self, *files: str) -> list[str]:
         """Folders that hold one of these files, the newest first."""
@@ -76,10 +97,22 @@ class Runs:
             hold_while_open(stream)
             stream.truncate(0)
             process = self.children[job] = subprocess.Popen(
-                [sys.executable, "-m", "suri", *words],
+                [*SURI, *words],
                 stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True,
             )  # fmt: skip
             write_text(file.with_suffix(".pid"), str(process.pid))
+
+    def ask(self, words: Sequence[str]) -> str:
+        """What a command says that only looks; raises UsageError where that is a mistake alone."""
+        try:
+            ended = subprocess.run(
+                [*SURI, *words], capture_output=True, text=True, timeout=ASK_SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            raise UsageError("this takes too long; the machine may be busy") from None
+        if not ended.stdout.strip():
+            raise UsageError(ended.stderr.strip().removeprefix("error: "))
+        return ended.stdout + ended.stderr
 
     def is_running(self, job: str) -> bool:
         """Whether the job was started here, by whatever page, and has not ended."""
@@ -95,6 +128,18 @@ class Runs:
             pid = self._file(job).with_suffix(".pid").read_text(encoding="utf-8")
             with suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGTERM)
+
+    def state(self, name: str) -> tuple[str, RunEntry | None]:
+        """A run as its files tell it, if it has begun, and how it stands."""
+        folder = self.place(name)
+        # Runs that somebody started in a terminal hold their folder alone.
+        running = self.is_running(name) or is_held(folder / LOCK)
+        try:
+            run = read_run(folder)
+        except UsageError:
+            return ("begins" if running else "did_not_start"), None
+        state = "running" if running else "resumable" if can_go_on(folder) else "ended"
+        return ("finished" if run.result else state), run
 
     def said(self, job: str) -> str:
         """The last lines of the job's output."""

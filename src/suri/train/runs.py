@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from suri.errors import SuriError, UsageError
+from suri.files import readable_bytes, readable_seconds
 from suri.reading import read_json_lines, read_object, read_toml, well_formed
-from suri.recipe import Recipe, settings_of
+from suri.recipe import Recipe, settings_of, with_settings
+from suri.train.plan import Plan
 
 WHERE = ("output_dir", "overwrite", "resume", "resume_from_checkpoint", "wandb_run_name")
 """Settings that say where a run lies and not what it is."""
@@ -35,6 +37,15 @@ class RunEntry:
             return "finished"
         steps = [line["step"] for line in self.metrics]
         return f"step {max(steps)}, not finished" if steps else "not finished"
+
+    @property
+    def samples(self) -> list[dict[str, str]]:
+        """The sample answers of the last evaluation."""
+        return next((m["eval/samples"] for m in reversed(self.metrics) if "eval/samples" in m), [])
+
+    def points(self, name: str) -> list[tuple[int, float]]:
+        """The steps that have a figure, with it."""
+        return [(line["step"], line[name]) for line in self.metrics if name in line]
 
     @property
     def figures(self) -> dict[str, float]:
@@ -70,6 +81,13 @@ def read_run(folder: Path) -> RunEntry:
         if not all(type(value) in (int, float) for value in (*numbers, *found.figures.values())):
             raise ValueError("figures that are no numbers")
     return found
+
+
+def steps_planned(run: RunEntry) -> int:
+    """How many steps a run has from its beginning to its end."""
+    rows = int(read_object(run.folder / "data.json")["train_rows"])
+    recipe = with_settings(Recipe(), dict(run.settings), str(run.folder))
+    return Plan(recipe, range(max(1, rows))).steps
 
 
 def losses_in(line: Mapping[str, Any]) -> list[Any]:
@@ -123,3 +141,14 @@ def differing(one: RunEntry, other: RunEntry) -> list[tuple[str, Any, Any]]:
         for name in names
         if name not in WHERE and one.settings.get(name) != other.settings.get(name)
     ]
+
+
+def readable_figure(name: str, value: float | None) -> str:
+    """One of a run's figures as a person would write it; – where there is none."""
+    if value is None:
+        return "–"
+    if name.endswith("_bytes"):
+        return readable_bytes(value)
+    if name.endswith("_seconds"):
+        return f"{value:.1f} s" if value < 90 else f"{value:.0f} s ({readable_seconds(value)})"
+    return f"{value:,.4f}" if name.endswith("_loss") else f"{value:,.0f}"

@@ -4,9 +4,10 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -20,6 +21,7 @@ from suri.data.encode import encode_prompt
 from suri.errors import SuriError
 from suri.infer.pieces import Pieces
 from suri.infer.served import Served
+from suri.train.jobs import Runs
 from suri.web.api_body import RAW, Asked, Refusal, read_body, read_question
 from suri.web.api_guard import Guard, read_raw, refused
 from suri.web.api_line import Job, Line, Part
@@ -44,7 +46,13 @@ class Api:
         self.served, self.limits, self.metrics = served, limits, metrics
         self.line = Line(served, metrics)
         self.tokenizing = Lock()
+        self.end_page: Callable[[], None] = lambda: None
         self.since = int(time.time())
+
+    def end(self) -> None:
+        """End all answers within a token, and what keeps pages connected."""
+        self.line.end()
+        self.end_page()
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
@@ -102,7 +110,7 @@ class Api:
             with self.tokenizing:  # the tokenizer's memory is for one thread at a time
                 ids = [int(i) for i in encode_prompt(asked.record, self.served.tokenizer, prompt)]
         except SuriError as problem:
-            raise Refusal(400, " ".join(map(str.strip, problem.lines())), param=field) from None
+            raise Refusal(400, problem.in_one_line, param=field) from None
         window = self.served.decoder.config.max_positions
         longest = min(window - 1, self.limits.most_prompt_tokens)
         if not 0 < len(ids) <= longest:
@@ -236,9 +244,13 @@ def _event(value: dict[str, Any]) -> str:
 
 
 def build_app(
-    served: Served, limits: Limits, *, host: str = "127.0.0.1", password: str = ""
-) -> tuple[Guard, Api]:
-    """The application, and what answers in it: close its line in the end."""
+    served: Served, limits: Limits, *, host: str = "127.0.0.1", password: str = "",
+    runs: Path | None = None,
+) -> tuple[Guard, Api]:  # fmt: skip
+    """The application, and what answers in it: close its line in the end.
+
+    With a folder of runs, all other paths show the page.
+    """
     metrics = Metrics()
     api = Api(served, limits, metrics)
     routes = [
@@ -253,7 +265,11 @@ def build_app(
         Refusal: _refuse, HTTPException: _refuse_path, Exception: _fail,
     }  # fmt: skip
     app = Starlette(routes=routes, exception_handlers=handlers)
-    return Guard(app, metrics, limits.most_requests, host, password), api
+    if runs:
+        from suri.web.page import mount_page
+
+        api.end_page = mount_page(app, served, Runs(runs), password)
+    return Guard(app, metrics, limits.most_requests, host, password, runs is not None), api
 
 
 async def _refuse(_: Request, problem: Refusal) -> Response:

@@ -26,18 +26,22 @@ class Guard:
     """Lets a request through to `app`, or refuses it before anything of its body is read.
 
     A page of another site may make a reader's browser ask this machine: such requests carry that
-    site as Origin, or, where its name was turned to this machine's address, as Host.
+    site as Origin, or, where its name was turned to this machine's address, as Host. With a page
+    the password is asked for on the API's paths alone: the page asks for it itself.
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, most_requests: int, host: str, password: str
-    ) -> None:
+        self, app: ASGIApp, metrics: Metrics, most_requests: int, host: str, password: str,
+        page: bool = False,
+    ) -> None:  # fmt: skip
         self.app, self.metrics, self.most_requests = app, metrics, most_requests
-        self.host, self.password = host, password
+        self.host, self.password, self.page = host, password, page
         self.inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI's entry."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
         if scope["type"] != "http":
             return
         began = time.perf_counter()
@@ -77,7 +81,7 @@ class Guard:
             return Refusal(403, f"this server is not {host[:200]!r}")
         if origin is not None and (not host or _place(origin) != host.lower()):
             return Refusal(403, "requests from pages of other sites are refused")
-        if not self._knows(headers.get("authorization", "")) and scope["path"] != "/health":
+        if self._asks(scope["path"]) and not self._knows(headers.get("authorization", "")):
             return Refusal(
                 401, "the password is missing or wrong: Authorization: Bearer PASSWORD",
                 code="invalid_api_key",
@@ -90,6 +94,10 @@ class Guard:
         except ValueError:
             return False
         return is_loopback(name) or name == self.host.lower()
+
+    def _asks(self, path: str) -> bool:
+        """Whether the password must come with the request."""
+        return path.startswith(("/v1", "/metrics")) if self.page else path != "/health"
 
     def _knows(self, authorization: str) -> bool:
         kind, _, given = authorization.partition(" ")

@@ -141,7 +141,8 @@ class Line:
         while self._take():
             began = time.perf_counter()
             try:
-                self._pass()
+                with self.served.turn(self.running[0].model):
+                    self._pass()
             except Exception:  # what one request did must not end the service
                 log.exception("a pass through the model failed")
                 self.together = Together(self.served.decoder, self.served.tokenizer.eos_id)
@@ -158,7 +159,6 @@ class Line:
                 return False
             if not self.running:
                 model = self.waiting[0].model
-                self.served.become(model)
                 # Now, and only now, who wants this model passes those who want another.
                 for job in [job for job in self.waiting if job.model == model]:
                     self._let_in(job)

@@ -22,3 +22,12 @@ def refuse_open_door(what: str, server_name: str, password: str, *, share: bool 
         f"the {what} would be open to everybody who reaches it {reach}",
         do="add --password WORD, or leave out --server_name" + " and --share_gradio" * share,
     )
+
+
+def unusable(what: str, server_name: str, port: int, problem: Exception) -> UsageError:
+    """The error for an address that cannot be listened on."""
+    return UsageError(
+        f"the {what} cannot be served on {server_name}:{port}",
+        found=str(problem).splitlines()[0],
+        do=f"choose another port: --port {port + 1}",
+    )

@@ -4,6 +4,7 @@ import base64
 import shutil
 import tempfile
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,46 +12,37 @@ import gradio as gr
 
 from suri.errors import SuriError, UsageError
 from suri.export.certify import read_certificate
-from suri.files import readable_bytes, readable_seconds
 from suri.train.jobs import Runs
-from suri.train.runs import RunEntry, differing, read_run
+from suri.train.runs import RunEntry, differing, read_run, readable_figure
 from suri.web.page_train import EVERY_SECONDS, METHODS, losses
-from suri.web.page_words import Words, block, curves, line, table, told
+from suri.web.page_words import AT_ONCE, QUIET, Words, block, curves, line, table, told
 
 REPORTS = ("report.html", "report-zh.html", "compare.json", "summary.json")
-MOST_FIGURES = 8
 
 
-def results_tab(page: gr.Blocks, runs: Runs, say: Words) -> None:
+def results_tab(page: gr.Blocks, results: "Results", say: Words) -> None:
     """The tab's elements and what they do."""
-    results = Results(runs, say)
     listed = gr.HTML("", elem_id="runs")
-    refresh = gr.Button(say("refresh"), size="sm", elem_id="refresh")
+    refresh = say.button("refresh", size="sm")
     with gr.Row():
-        one = gr.Dropdown([], label=say("run"), elem_id="one")
-        other = gr.Dropdown([], label=say("beside"), info=say("beside_info"), elem_id="other")
+        one, other = say.box("one", gr.Dropdown, []), say.box("other", gr.Dropdown, [])
     beside = gr.HTML("", elem_id="beside")
     with gr.Row():
         with gr.Column():
-            form = gr.Radio(["hf", "meta", "gguf"], value="hf", label=say("merge_to"),
-                            info=say("merge_info"), elem_id="form")  # fmt: skip
-            merge = gr.Button(say("merge"), variant="primary", elem_id="merge")
+            form = say.box("form", gr.Radio, ["hf", "meta", "gguf"], value="hf")
+            merge = say.button("merge", variant="primary")
             merged = gr.HTML("", elem_id="merged")
         with gr.Column():
-            report = gr.Dropdown([], label=say("report"), info=say("report_info"),
-                                 elem_id="report")  # fmt: skip
-            files = gr.File(label=say("files"), file_count="multiple", interactive=False,
-                            elem_id="files", height=150)  # fmt: skip
+            report = say.box("report", gr.Dropdown, [])
+            files = say.box("files", gr.File, file_count="multiple", interactive=False, height=150)
     figures = gr.HTML("", elem_id="figures")
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     gr.on(
-        [page.load, refresh.click], results.choices, one, [listed, one, other, report],
-        queue=False, **quiet,
-    ).then(told(results.beside), [one, other], beside, **quiet)  # fmt: skip
-    gr.on([one.input, other.input], told(results.beside), [one, other], beside, **quiet)
-    report.change(told(results.report), report, [files, figures], **quiet)
-    merge.click(told(results.merge), [one, form], merged, **quiet)
-    gr.Timer(EVERY_SECONDS).tick(told(results.merged), [one, form], merged, queue=False, **quiet)
+        [page.load, refresh.click], results.choices, one, [listed, one, other, report], **AT_ONCE
+    ).then(told(results.beside), [one, other], beside, **QUIET)
+    gr.on([one.input, other.input], told(results.beside), [one, other], beside, **QUIET)
+    report.change(told(results.report), report, [files, figures], **QUIET)
+    merge.click(told(results.merge), [one, form], merged, **QUIET)
+    gr.Timer(EVERY_SECONDS).tick(told(results.merged), [one, form], merged, **AT_ONCE)
 
 
 class Results:
@@ -63,63 +55,53 @@ class Results:
 
     def choices(self, chosen: str) -> list[Any]:
         """The table of runs, and the choices as they are now."""
-        names, rows = [], []
+        found = {}
         for name in self.runs.holding("recipe.toml"):
-            try:
-                rows.append(self._row(name, read_run(self.runs.place(name))))
-            except SuriError:
-                continue
-            names.append(name)
-        shown = table(self.say("run_heads").split("|"), rows) if rows else line(self.say("no_runs"))
-        reports = self.runs.holding(*REPORTS)
-        chosen = chosen if chosen in names else next(iter(names), "")
-        first = gr.update(choices=names, value=chosen or None)
-        return [shown, first, gr.update(choices=names), gr.update(choices=reports)]
+            with suppress(SuriError):  # no run, or half of one
+                found[name] = self._row(name, read_run(self.runs.place(name)))
+        shown = self.say.table("run_heads", list(found.values()))
+        chosen = chosen if chosen in found else next(iter(found), "")
+        names, reports = gr.update(choices=list(found)), self.runs.holding(*REPORTS)
+        first = gr.update(choices=list(found), value=chosen or None)
+        return [shown or line(self.say("no_runs")), first, names, gr.update(choices=reports)]
 
     def _row(self, name: str, run: RunEntry) -> list[str]:
-        figures, settings = run.figures, run.settings
-        methods = {value: key for key, value in METHODS.items()}
-        return [
-            name, methods.get(settings["quantize"], ""), Path(str(settings["base_model"])).name,
-            self.say("done" if run.result else "unfinished"),
-            *(f"{figures[key]:.3f}" if key in figures else "–"
-              for key in ("base_loss", "held_out_loss")),
-            readable_seconds(figures["train_seconds"]) if "train_seconds" in figures else "–",
-            readable_bytes(figures["peak_memory_bytes"]) if "peak_memory_bytes" in figures else "–",
-        ]  # fmt: skip
+        method = {value: key for key, value in METHODS.items()}.get(run.settings["quantize"], "")
+        state = self.say("done" if run.result else "unfinished")
+        figures = ("base_loss", "held_out_loss", "train_seconds", "peak_memory_bytes")
+        base = Path(str(run.settings["base_model"])).name
+        return [name, method, base, state, *(self._figure(run, each) for each in figures)]
+
+    def _figure(self, run: RunEntry, name: str) -> str:
+        return self.say.again(readable_figure(name, run.figures.get(name)))
 
     def beside(self, one: str, other: str) -> str:
         """One run's curves, or two runs' over each other with all in which they differ."""
-        there = [(name, read_run(self.runs.place(name))) for name in (one, other) if name]
-        drawn = curves([curve for name, run in there for curve in losses(run, name, self.say)])
-        if len(there) < 2:
+        runs = {name: read_run(self.runs.place(name)) for name in (one, other) if name}
+        drawn = curves([curve for n, run in runs.items() for curve in losses(run, n, self.say)])
+        if len(runs) < 2:
             return drawn
-        (_, first), (_, second) = there
+        first, second = runs.values()
         rows = [(n, str(a), str(b)) for n, a, b in differing(first, second)]
-        both = dict.fromkeys([*first.figures, *second.figures])
-        figures = [{n: _figure(n, value) for n, value in run.figures.items()} for _, run in there]
-        rows += [(n, figures[0].get(n, "–"), figures[1].get(n, "–")) for n in both]
-        return drawn + table(["", one, other], rows)
+        both = first.figures | second.figures
+        rows += [(n, self._figure(first, n), self._figure(second, n)) for n in both]
+        return drawn + table(["", *runs], [(self.say.again(n), *values) for n, *values in rows])
 
     def report(self, name: str) -> tuple[list[str], str]:
         """Copies of a folder's reports to download, and its figures."""
-        folder = self.runs.place(name or "")
+        reports = self.runs.files(name, "report*.*", "compare.json", "summary.json")
+        pictures = self.runs.files(name, "figures/*.svg")[:8]
         into = Path(tempfile.mkdtemp(dir=self.copies))
-        found = [*folder.glob("report*.*"), *(folder / n for n in ("compare.json", "summary.json"))]
-        copies = [shutil.copyfile(self._inside(f), into / f.name) for f in found if f.is_file()]
-        pictures = sorted(folder.glob("figures/*.svg"))[:MOST_FIGURES]
-        coded = [base64.b64encode(self._inside(p).read_bytes()).decode() for p in pictures]
-        shown = "".join(f'<img src="data:image/svg+xml;base64,{text}">' for text in coded)
-        return [str(copy) for copy in copies], shown
-
-    def _inside(self, file: Path) -> Path:
-        return self.runs.place(file.relative_to(self.runs.root).as_posix())
+        copies = [str(shutil.copyfile(file, into / file.name)) for file in reports]
+        coded = (base64.b64encode(picture.read_bytes()).decode() for picture in pictures)
+        shown = (f'<img src="data:image/svg+xml;base64,{text}">' for text in coded)
+        return copies, "".join(shown)
 
     def merge(self, name: str, form: str) -> str:
         """Start a merge, a process of its own."""
-        run = self.runs.place(name or "")
-        out = self.runs.new(*_out(name, form))
-        words = ["merge", str(run), "--to", form, "--output_dir", str(out)]
+        run, out = self.runs.place(name), Path(f"{name}-{form}")
+        new = self.runs.new(out.name, out.parent.as_posix())
+        words = ["merge", str(run), "--to", form, "--output_dir", str(new)]
         self.runs.start(f"{name} {form}", words)
         return self.merged(name, form)
 
@@ -128,25 +110,14 @@ class Results:
         if not name:
             return ""
         job, place = f"{name} {form}", self.runs.place(f"{name}-{form}")
+        said = block(self.runs.said(job))
         if self.runs.is_running(job):
-            return line(self.say("merging")) + block(self.runs.said(job))
-        if not place.is_dir():
-            return block(self.runs.said(job))
+            return line(self.say("merging")) + said
         try:
             checks = read_certificate(place)["checks"]
         except UsageError:
-            return ""
-        rows = [(c["name"], "PASS" if c["passed"] else "FAIL", f"{c['figure']:.3g}", c["limit"])
-                for c in checks]  # fmt: skip
-        said = self.say("certified", folder=place.relative_to(self.runs.root).as_posix())
-        return line(said) + table(self.say("check_heads").split("|"), rows)
-
-
-def _figure(name: str, value: float) -> str:
-    return readable_bytes(value) if name.endswith("_bytes") else f"{value:,.4g}"
-
-
-def _out(name: str, form: str) -> tuple[str, str]:
-    """The name of a merge beside its run, and the folder of both."""
-    place = Path(f"{name}-{form}")
-    return place.name, place.parent.as_posix()
+            return said
+        rows = [(self.say.again(c["name"]), self.say.again("PASS" if c["passed"] else "FAIL"),
+                 f"{c['figure']:.3g}", c["limit"]) for c in checks]  # fmt: skip
+        proved = self.say("certified", folder=place.relative_to(self.runs.root).as_posix())
+        return line(proved) + self.say.table("check_heads", rows)

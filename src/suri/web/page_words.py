@@ -1,9 +1,9 @@
 """What the page shows besides its controls: its words in two languages, and HTML that is inert."""
 
 import html
+import re
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
-from functools import wraps
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,11 @@ import gradio as gr
 from suri.errors import SuriError
 
 TEXTS = tomllib.loads(Path(__file__).with_name("page_texts.toml").read_text(encoding="utf-8"))
-WIDE, HIGH, LEFT, TOP = 640, 260, 44, 10
+CHINESE = {re.compile(english): chinese for english, chinese in TEXTS.pop("chinese").items()}
+"""What other parts of Suri say: expressions that match a whole text, and how it is said."""
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+"""Of events: none is an API of its own, or hides what it changes while it works."""
+AT_ONCE: dict[str, Any] = QUIET | {"queue": False}
 Points = Sequence[tuple[float, float]]
 
 
@@ -26,6 +30,27 @@ class Words:
         """Raises KeyError for a name that page_texts.toml does not have."""
         return str(TEXTS[name][self.language]).format(**values)
 
+    def again(self, text: str) -> str:
+        """A name or text from another part of Suri, in this language where it is known."""
+        if text in TEXTS:
+            return self(text)
+        tried = ((each.fullmatch(text), said) for each, said in CHINESE.items() if self.language)
+        return next((match.expand(said) for match, said in tried if match), text)
+
+    def box(self, name: str, kind: Callable[..., Any], *given: Any, **more: Any) -> Any:
+        """A control called `name`, with its texts: `name`, and `name_info` where there is one."""
+        if f"{name}_info" in TEXTS:
+            more["info"] = self(f"{name}_info")
+        return kind(*given, label=self(name), elem_id=name, **more)
+
+    def table(self, heads: str, rows: Sequence[Sequence[object]]) -> str:
+        """Rows of text under the heads of that name."""
+        return table(self(heads).split("|"), rows)
+
+    def button(self, name: str, **more: Any) -> gr.Button:
+        """A button called `name`."""
+        return gr.Button(self(name), elem_id=name, min_width=90, **more)
+
 
 def line(text: str) -> str:
     """A line of HTML that shows the text and nothing else."""
@@ -37,30 +62,24 @@ def block(text: str) -> str:
     return f"<pre>{html.escape(text)}</pre>" if text.strip() else ""
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Rows of text under their heads."""
-    cells = [f"<tr>{_cells('th', head)}</tr>", *(f"<tr>{_cells('td', row)}</tr>" for row in rows)]
-    return f'<div class="wide"><table>{"".join(cells)}</table></div>'
-
-
-def _cells(kind: str, texts: Iterable[object]) -> str:
-    return "".join(f"<{kind}>{html.escape(str(text))}</{kind}>" for text in texts)
-
-
-def message(problem: SuriError) -> str:
-    """A mistake as one line."""
-    return " ".join(part.strip() for part in problem.lines())
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Rows of text under their heads; "" where there are none."""
+    shown = [
+        "".join(f"<{kind}>{html.escape(str(cell))}</{kind}>" for cell in row)
+        for kind, row in [("th", head), *(("td", row) for row in rows)]
+    ]
+    inside = "</tr><tr>".join(shown)
+    return f'<div class="wide"><table><tr>{inside}</tr></table></div>' if rows else ""
 
 
 def told(work: Callable[..., Any]) -> Callable[..., Any]:
     """The same work, whose SuriErrors are shown as a message and change nothing on the page."""
 
-    @wraps(work)
     def tell(*given: Any) -> Any:
         try:
             return work(*given)
         except SuriError as problem:
-            gr.Warning(html.escape(message(problem)), title="Suri")
+            gr.Warning(html.escape(problem.in_one_line), title="Suri")
             return gr.skip()
 
     return tell
@@ -71,24 +90,16 @@ def curves(lines: Sequence[tuple[str, Points]]) -> str:
     points = [point for _, line in lines for point in line]
     if not points:
         return ""
-    last = max(*(step for step, _ in points), 1)
-    losses = [loss for _, loss in points]
-    low, high = min(losses), max(*losses, min(losses) + 1e-6)
-
-    def place(step: float, loss: float) -> tuple[float, float]:
-        x = LEFT + (WIDE - LEFT - 10) * step / last
-        return x, TOP + (HIGH - TOP - 24) * (high - loss) / (high - low)
-
-    drawn = []
-    for number, (_, line) in enumerate(lines):
-        path = " ".join("{:.1f},{:.1f}".format(*place(*point)) for point in line)
-        dots = "".join('<circle cx="{:.1f}" cy="{:.1f}" r="3"/>'.format(*place(*p)) for p in line)
-        dots = dots if len(line) < 60 else ""
-        drawn.append(f'<g class="line{number % 4}"><polyline points="{path}"/>{dots}</g>')
-    marks = [(2, TOP + 10, f"{high:.2f}"), (2, HIGH - 26, f"{low:.2f}"), (LEFT, HIGH - 6, "0"),
-             (WIDE - 40, HIGH - 6, f"{last:g}")]  # fmt: skip
-    texts = "".join(f'<text x="{x}" y="{y}">{text}</text>' for x, y, text in marks)
-    names = "".join(f'<span class="line{i % 4}">● {html.escape(name)}</span> '
-                    for i, (name, _) in enumerate(lines))  # fmt: skip
-    size = f'viewBox="0 0 {WIDE} {HIGH}" data-points="{len(points)}"'
-    return f'<svg class="curves" {size}>{"".join(drawn)}{texts}</svg><p>{names}</p>'
+    last, losses = max(step for step, _ in points) or 1, [loss for _, loss in points]
+    low, high = min(losses), max(losses)
+    drawn, names = "", ""
+    for number, (name, line) in enumerate(lines):
+        # The first point stands twice: so one alone is a dot.
+        path = " ".join(f"{step:g},{high - loss:.6g}" for step, loss in [*line[:1], *line])
+        drawn += f'<polyline class="line{number % 4}" points="{path}"/>'
+        names += f'<span class="line{number % 4}">● {html.escape(name)}</span> '
+    size = f'viewBox="0 0 {last:g} {high - low or 1:.6g}" data-points="{len(points)}"'
+    return (
+        f'<div class="curves"><i>{high:.2f}</i><i>{low:.2f}</i><i>0</i><i>{last:g}</i>'
+        f'<svg {size} preserveAspectRatio="none">{drawn}</svg></div><p>{names}</p>'
+    )

@@ -3,13 +3,13 @@
 import json
 import shlex
 import socket
+from pathlib import Path
 
 import uvicorn
 
-from suri.errors import UsageError
 from suri.infer.served import Served
-from suri.web.api import Limits, build_app
-from suri.web.api_line import Line
+from suri.web.api import Api, Limits, build_app
+from suri.web.doors import unusable
 
 BACKLOG = 256
 MOST_CONNECTIONS = 500
@@ -18,22 +18,23 @@ GRACE_SECONDS = 10
 
 
 def serve_api(
-    served: Served, limits: Limits, *, server_name: str, port: int, password: str
-) -> None:
-    """Serve until interrupted; port 0 is any free one.
+    served: Served, limits: Limits, *, server_name: str, port: int, password: str,
+    runs: Path | None = None,
+) -> None:  # fmt: skip
+    """Serve until interrupted, the page too over a folder of runs; port 0 is any free one.
 
     Raises UsageError when the address cannot be used.
     """
     listener = _listen(server_name, port)
     host = f"[{server_name}]" if ":" in server_name else server_name
-    app, api = build_app(served, limits, host=server_name, password=password)
+    app, api = build_app(served, limits, host=server_name, password=password, runs=runs)
     # Everything that uvicorn would take from the environment is said here.
     config = uvicorn.Config(
         app,
         loop="asyncio",
         http="h11",
         ws="none",
-        lifespan="off",
+        lifespan="on" if runs else "off",
         log_level="warning",
         access_log=False,
         proxy_headers=False,
@@ -47,7 +48,7 @@ def serve_api(
     )
     print(how_to_ask(served, f"http://{host}:{listener.getsockname()[1]}", password), flush=True)
     try:
-        _Server(config, api.line).run(sockets=[listener])
+        _Server(config, api).run(sockets=[listener])
     finally:
         api.line.close()
 
@@ -55,13 +56,13 @@ def serve_api(
 class _Server(uvicorn.Server):
     """Ends answers under way when it is to end, instead of waiting for them."""
 
-    def __init__(self, config: uvicorn.Config, line: Line) -> None:
+    def __init__(self, config: uvicorn.Config, api: Api) -> None:
         super().__init__(config)
-        self.line = line
+        self.api = api
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, with the answers first."""
-        self.line.end()
+        self.api.end()
         await super().shutdown(sockets)
 
 
@@ -70,11 +71,7 @@ def _listen(server_name: str, port: int) -> socket.socket:
     try:
         return socket.create_server((server_name, port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as problem:
-        raise UsageError(
-            f"the API cannot be served on {server_name}:{port}",
-            found=str(problem).splitlines()[0],
-            do=f"choose another port: --port {port + 1}",
-        ) from None
+        raise unusable("API", server_name, port, problem) from None
 
 
 def how_to_ask(served: Served, address: str, password: str) -> str:
