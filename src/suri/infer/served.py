@@ -47,6 +47,7 @@ class Served:
         self.decoder, self.tokenizer = decoder, tokenizer
         self.voices, self.default, self.storage = dict(voices), default, storage
         self._next, self._using = Lock(), Lock()
+        self._now: Voice | None = None
 
     @contextmanager
     def turn(self, name: str) -> Iterator[None]:
@@ -72,6 +73,7 @@ class Served:
         if IN_USE[adapter.base.get("quantize") or "none"] != self.storage:
             return False
         with self.turn(self.default):
+            self._now = None
             pairs = _placed(self.decoder, adapter)
         # Others may be reading the old ones.
         self.voices = self.voices | {name: Voice(read_prompt(folder), pairs, folder)}
@@ -79,11 +81,15 @@ class Served:
 
     def _become(self, name: str) -> None:
         """Put this voice's pairs, and no others, into the decoder; nothing is copied."""
+        voice = self.voices[name]
+        if voice is self._now:
+            return
         for _, linear, part in self.decoder.linears():
             if part in linear.pairs:
                 del linear.pairs[part]
-        for linear, part, pair in self.voices[name].pairs:
+        for linear, part, pair in voice.pairs:
             linear.pairs[part] = pair
+        self._now = voice
 
 
 class Turns(DecoderEngine):
