@@ -253,7 +253,20 @@ def build_app(
     """
     metrics = Metrics()
     api = Api(served, limits, metrics)
-    routes = [
+    handlers: dict[Any, Any] = {
+        Refusal: _refuse, HTTPException: _refuse_path, Exception: _fail,
+    }  # fmt: skip
+    app = Starlette(routes=routes(api), exception_handlers=handlers)
+    if runs:
+        from suri.web.page import mount_page
+
+        api.end_page = mount_page(app, served, Runs(runs), password)
+    return Guard(app, metrics, limits.most_requests, host, password, runs is not None), api
+
+
+def routes(api: Api) -> list[Route]:
+    """Every path of the API."""
+    return [
         Route("/v1/chat/completions", api.chat, methods=["POST"]),
         Route("/v1/completions", api.complete, methods=["POST"]),
         Route("/v1/models", api.models),
@@ -261,15 +274,6 @@ def build_app(
         Route("/health", api.health),
         Route("/metrics", api.show_metrics),
     ]
-    handlers: dict[Any, Any] = {
-        Refusal: _refuse, HTTPException: _refuse_path, Exception: _fail,
-    }  # fmt: skip
-    app = Starlette(routes=routes, exception_handlers=handlers)
-    if runs:
-        from suri.web.page import mount_page
-
-        api.end_page = mount_page(app, served, Runs(runs), password)
-    return Guard(app, metrics, limits.most_requests, host, password, runs is not None), api
 
 
 async def _refuse(_: Request, problem: Refusal) -> Response:
