@@ -28,7 +28,9 @@ ELSEWHERE = {
     *("--wandb_watch", "--wandb_log_model"),  # accepted, not used
     *("--flag-name", "--flag_name", "--flag"),  # examples
     *("--tiny", "--no-deps"),  # a benchmark's, pip's
-    *("--tokenizer", "--chat-template", "--lora-modules", "--max-lora-rank", "--max-model-len"),
+    # vLLM's
+    *("--host", "--tokenizer", "--chat-template", "--enable-lora", "--lora-modules"),
+    *("--max-lora-rank", "--max-model-len", "--served-model-name"),
 }
 """Flags in the text that no verb declares."""
 
