@@ -29,7 +29,7 @@ ELSEWHERE = {
     *("--flag-name", "--flag_name", "--flag"),  # examples
     *("--tiny", "--no-deps"),  # a benchmark's, pip's
     # vLLM's
-    *("--host", "--tokenizer", "--chat-template", "--enable-lora", "--lora-modules"),
+    *("--host", "--api-key", "--tokenizer", "--chat-template", "--enable-lora", "--lora-modules"),
     *("--max-lora-rank", "--max-model-len", "--served-model-name"),
 }
 """Flags in the text that no verb declares."""
