@@ -85,6 +85,7 @@ def test_the_notebook_is_kept_without_results_and_its_commands_are_taken() -> No
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 def test_the_notebook_runs_from_its_first_cell_to_its_last(tmp_path: Path) -> None:
     """In a folder as a checkout has it; a command that fails ends its cell, and the notebook."""
     need("nbclient")
