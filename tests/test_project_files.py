@@ -73,7 +73,7 @@ def test_the_notebook_is_kept_without_results_and_its_commands_are_taken() -> No
     for cell in notebook["cells"]:
         assert not cell.get("outputs"), "clear the outputs before it is kept"
         assert cell.get("execution_count") is None
-    shell = [text.removeprefix("%%bash\n") for text in cells("code") if text.startswith("%%bash\n")]
+    shell = [text.partition("\n")[2] for text in cells("code") if text.startswith("%%bash -e\n")]
     commands = [words for text in shell for words in commands_in(f"```bash\n{text}\n```")]
     assert [words[1] for words in commands] == [
         "finetune.py", "data", "generate", "merge", "merge", "compare", "study", "report"
