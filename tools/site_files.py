@@ -8,7 +8,13 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = {"README.md": "index.md", "README.zh.md": "index.zh.md", "CHANGELOG.md": "changelog.md"}
+PAGES = {
+    "README.md": "index.md",
+    "README.zh.md": "index.zh.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
+}
 """Pages from outside docs/, and their names in the site."""
 LINK = re.compile(r"(\]\()([^)#:\s]+)((?:#[^)\s]*)?(?: \"[^\"]*\")?\))")
 

@@ -50,7 +50,8 @@ def test_tokenizer_equals_the_one_that_transformers_makes(embedded: Path) -> Non
     assert (ours.eos_id, ours.bos_id) == (recorded, None)
 
 
-def test_missing_package_names_the_command(tmp_path: Path) -> None:
+@pytest.mark.parametrize("verb", ["train", "demo"])
+def test_missing_package_is_one_message_with_the_command(verb: str, tmp_path: Path) -> None:
     """A real interpreter whose path holds the source but not the package."""
     code = (
         "import importlib.metadata as m\n"
@@ -59,10 +60,11 @@ def test_missing_package_names_the_command(tmp_path: Path) -> None:
         "    return real(n)\n"
         "m.distribution = hidden\n"
         "from suri.cli.main import main\n"
-        f"main(['train', '--output_dir', {str(tmp_path / 'run')!r}])\n"
+        f"main([{verb!r}, '--output_dir', {str(tmp_path / 'run')!r}])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     assert INSTALL in done.stderr
+    assert done.stderr.count("error:") == 1
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()

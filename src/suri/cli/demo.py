@@ -14,6 +14,7 @@ from rich.markup import escape
 from suri.cli.flags import parse
 from suri.errors import SuriError, UsageError
 from suri.files import make_folder, need_space, write_text
+from suri.model.embedded import embedded_base
 
 MARK = ".suri-demo"
 """Says that a folder is an earlier demo's and may be replaced."""
@@ -41,6 +42,7 @@ def run(argv: list[str]) -> None:
     """Run every step and end by saying where the report is; a step that fails ends the demo."""
     demo = parse(Demo, argv, "suri demo")
     folder = Path(demo.output_dir.strip())
+    embedded_base()  # where it is missing that is the one message, before any folder is made
     _open(folder)
     console, began = Console(highlight=False), time.perf_counter()
     for number, (title, command) in enumerate(steps(folder), start=1):

@@ -184,7 +184,8 @@ def read_certificate(folder: Path) -> dict[str, Any]:
     if not (folder / FILE).is_file():
         raise UsageError(
             f"{folder} has no {FILE}",
-            do="give a folder that `suri merge`, `suri convert` or a study has written",
+            do="give a folder that `suri merge`, `suri convert` or a study has written, or, for "
+            "another program's merge, the adapter too: --adapter FOLDER",
         )
     record = read_object(folder / FILE)
     with well_formed(folder / FILE, "a certificate"):

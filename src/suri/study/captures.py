@@ -60,7 +60,8 @@ def _capture(folder: Path, entry: Mapping[str, Any], is_open: bool) -> Capture:
     text = (folder / entry["terminal"]).read_text(encoding="utf-8", errors="replace")
     for place, shown in ((str(folder.absolute()), "."), (sys.prefix, "python")):
         text = text.replace(place, shown)
-    text = shortened(text)
+    # Colours where the environment forces them, as Jupyter's does; no XML may hold an escape.
+    text = shortened(Text.from_ansi(text).plain)
     outcome = tr("{seconds} s, exit code {code}", seconds=entry["seconds"], code=entry["exit_code"])
     name = f"terminal-{Path(entry['terminal']).with_suffix('').as_posix().replace('/', '-')}"
     svg = terminal(f"$ {entry['command']}", text, name) if is_open else ""
