@@ -1,11 +1,14 @@
 """What the documents say of the project is true: paths, verbs, flags, recipes."""
 
+import ast
 import importlib.util
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import tokenize
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
@@ -284,3 +287,37 @@ def test_the_four_programs_answers_are_the_same_as_the_readme_says() -> None:
     assert len(result["readers"]) == 3
     for reader in result["readers"].values():
         assert reader["same_up_to_a_tie"] == result["prompts"]
+
+
+def test_the_lines_of_code_are_as_many_as_is_said() -> None:
+    """By room, within a tenth; a room that grew says so."""
+    found: Counter[str] = Counter()
+    for file in (ROOT / "src" / "suri").rglob("*.py"):
+        room = file.relative_to(ROOT / "src" / "suri").parts
+        found[room[0] if len(room) > 1 else "below"] += lines_of_code(file.read_text("utf-8"))
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    said = re.search(
+        r"Lines of code by room.*?: (.*?) below\s+them; ([\d,]+) in all", text, re.DOTALL
+    )
+    assert said
+    rooms = dict(re.findall(r"(\w+) ([\d,]+)", said[1].replace("and ", "below ")))
+    assert rooms.keys() == found.keys()
+    for room, count in (rooms | {"all": said[2]}).items():
+        real = found[room] if room != "all" else found.total()
+        assert abs(int(count.replace(",", "")) - real) < 0.1 * real, room
+
+
+def lines_of_code(text: str) -> int:
+    """Lines with anything but blanks, comments and strings that stand alone."""
+    nothing = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
+               tokenize.ENDMARKER}  # fmt: skip
+    lines = {
+        number
+        for token in tokenize.generate_tokens(io.StringIO(text).readline)
+        if token.type not in nothing
+        for number in range(token.start[0], token.end[0] + 1)
+    }
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            lines -= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return len(lines)
