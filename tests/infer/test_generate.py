@@ -162,6 +162,32 @@ def test_rows_fit_together_by_the_memory_of_all(decoder, monkeypatch):
     assert not together.fits(31)
 
 
+def test_a_common_start_is_read_once(decoder, prompts, monkeypatch):
+    """The first row reads it, the others copy it, whatever becomes of the first."""
+    monkeypatch.setattr(module, "READ_TOKENS", 25)
+    start = prompts[2][:20]
+    asked = [[*start, n, 7, n + 1] for n in range(5)] + [start, [*start[:9], 40]]
+    alone = [generate(decoder, [prompt], -1, LONG)[0].ids for prompt in asked]
+    fed, read = [], module.read
+
+    def counting(decoder, cache, parts, ready):
+        fed.append(sum(len(part) for part in parts if len(part) > 1))
+        return read(decoder, cache, parts, ready)
+
+    monkeypatch.setattr(module, "read", counting)
+    together = Together(decoder, -1)
+    rows = [Row(list(prompt), LONG, Event()) for prompt in asked]
+    together.join(rows[0])
+    together.step()
+    for row in rows[1:]:
+        together.join(row)
+    while together.rows:
+        together.step()
+    assert [row.ids[len(p) :] for row, p in zip(rows, asked, strict=True)] == alone
+    # 23 tokens of the first, then what is new: three, or a single one that does not count here.
+    assert sum(fed) == 23 + 4 * 3
+
+
 def test_a_long_prompt_is_read_in_parts_while_others_go_on(decoder, prompts, monkeypatch):
     monkeypatch.setattr(module, "READ_TOKENS", 5)
     together = Together(decoder, -1)

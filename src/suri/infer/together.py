@@ -14,6 +14,8 @@ from suri.recipe import Decoding
 
 CACHE_BYTES = 2**30
 """Most memory for keys and values of all answers; a single one may exceed it."""
+LEAST_SHARED = 8
+"""Fewer tokens in common are read as quickly as copied."""
 READ_TOKENS = 512
 """Most tokens of prompts that are read in one pass: nobody waits long for a long one."""
 
@@ -64,6 +66,7 @@ class Together:
         self._let_go([row.stop.is_set() for row in self.rows])
         if not self.rows:
             return []
+        self._share_starts()
         parts = self._unread()
         ready = [
             place
@@ -79,6 +82,17 @@ class Together:
             row.ended = token == self.eos_id or row.written >= row.decoding.max_new_tokens
         self._let_go([row.ended for row in self.rows])
         return list(zip(rows, tokens, strict=True))
+
+    def _share_starts(self) -> None:
+        """What a new prompt has in common with one that was read is not read again."""
+        lengths = self.cache.lengths
+        read = [place for place, length in enumerate(lengths) if length]
+        for place in [place for place, length in enumerate(lengths) if not length]:
+            ids = self.rows[place].ids[:-1]  # the last one is fed: its scores are wanted
+            counts = {other: _common(ids, self.rows[other].ids[: lengths[other]]) for other in read}
+            other = max(counts, key=counts.__getitem__, default=place)
+            if counts.get(other, 0) >= LEAST_SHARED:
+                self.cache.share(place, other, counts[other])
 
     def _unread(self) -> list[list[int]]:
         """What each row feeds in this pass: its last token, or some of its prompt."""
@@ -112,6 +126,12 @@ class Together:
             last = self.rows.pop()
             if place < len(self.rows):
                 self.rows[place] = last
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """With how many same tokens both begin."""
+    differing = (n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(differing, min(len(one), len(other)))
 
 
 def read(

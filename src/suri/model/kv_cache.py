@@ -50,6 +50,12 @@ class KVCache:
         new[:, :rows, :, :used] = old[:, :rows, :, :used]
         return new
 
+    def share(self, row: int, other: int, count: int) -> None:
+        """Begin an empty row with the first `count` tokens of another one."""
+        for held in (self.keys, self.values):
+            held[:, row, :, :count] = held[:, other, :, :count]
+        self.lengths[row] = count
+
     def drop(self, row: int) -> None:
         """Forget a row; the last one takes its place."""
         length = self.lengths.pop()
