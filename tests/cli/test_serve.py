@@ -61,8 +61,8 @@ def test_it_tells_how_to_ask_and_never_the_password(tmp_path):
     assert for_many_users(served) == f"  vllm serve {base} --served-model-name my-model"
 
 
-def test_an_adapter_is_first_made_ready_for_vllm(tmp_path):
-    base = write_tokenizer(make_model(tmp_path / "my-model", head_dim=10))
+def test_an_adapter_is_first_made_ready_for_vllm(tiny, tmp_path):
+    base = tiny
     adapter = initial_adapter(
         read_config(base), r=3, alpha=6, targets=LINEARS, seed=1, base={"path": str(base)}
     )
