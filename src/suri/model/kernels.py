@@ -3,6 +3,8 @@
 import ctypes
 import functools
 import inspect
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +18,7 @@ from torch import Tensor
 FEW_ROWS = 8
 """Up to so many rows, reading the weight takes longer than multiplying with it."""
 _LOOP: list[Callable[..., None]] = []
+_FORKED: list[bool] = []
 NO_SCALES = np.empty(0, dtype=np.float32)
 TURNED = range(9, 65)
 """For so many rows oneDNN is asked for weight x^T: it copies its second factor into blocks of its
@@ -71,7 +74,7 @@ def compile_few_rows() -> None:
     Does nothing where numba is not installed, or has no threads but its own, whose handing over
     takes longer than is gained.
     """
-    if _LOOP:
+    if _LOOP or _FORKED:
         return
     with suppress(ImportError):
         loop, one = _few_rows_loop(), np.ones((1, 1), dtype=np.float32)
@@ -80,6 +83,17 @@ def compile_few_rows() -> None:
 
         if threading_layer() != "workqueue":
             _LOOP.append(loop)
+
+
+def _lose_threads() -> None:
+    """OpenMP's threads do not outlive a fork: numba would end the child that uses them."""
+    if "numba" in sys.modules:
+        _LOOP.clear()
+        _FORKED.append(True)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_lose_threads)
 
 
 def few_rows(x: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor | None:
