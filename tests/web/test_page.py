@@ -641,10 +641,16 @@ def test_a_run_is_started_watched_stopped_resumed_merged_and_asked(lab):
         for name in ("my-lora-1", "my-lora-1-hf"):
             choose(page, name)
         ask(page, "Say hello.")
-        until(lambda: find(page, "#answer").is_enabled() and find(page, "#facts-3").text)
+        until(lambda: "tokens/s" in "".join(e.text for e in facts(page, 3)))
+        until(lambda: find(page, "#answer").is_enabled())
         texts = [find(page, f"#output{n} textarea").get_attribute("value") for n in ("-2", "-3")]
         assert "tokens/s" in find(page, "#facts-3").text
         assert texts[0] == texts[1]  # the merge answers as the adapter
+
+
+def facts(page, number):
+    """The line below a model's answer, once it is on the page."""
+    return page.find_elements("css selector", f"#facts-{number}")
 
 
 def choose(page, name, box="#models"):
