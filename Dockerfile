@@ -1,7 +1,7 @@
 # Suri with its page, its API and its embedded base; no root. How to use it: docs/howto.md.
 FROM python:3.11-slim
 RUN useradd --create-home --uid 1000 suri && install --directory --owner suri /home/suri/work
-WORKDIR /opt/suri
+WORKDIR /build
 
 # The packages first, for an empty Suri: a change of the source leaves this large layer as it is.
 COPY pyproject.toml constraints.txt README.md LICENSE ./

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from conftest import need
 from suri.recipe import ALPACA_LORA, LINEARS, Recipe, recipe_from_toml
 
 ROOT = Path(__file__).parents[1]
@@ -155,7 +156,7 @@ def test_every_page_is_in_the_sites_menu() -> None:
 
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning_and_fetches_nothing(tmp_path: Path) -> None:
-    pytest.importorskip("mkdocs")
+    need("mkdocs")
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)]
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False,
                           env=os.environ | {"NO_MKDOCS_2_WARNING": "1"})  # fmt: skip

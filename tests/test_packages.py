@@ -1,7 +1,6 @@
 """What people install holds what the program reads: the package's files, the wheel, the sdist."""
 
 import email
-import importlib.util
 import re
 import shutil
 import subprocess
@@ -12,6 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from conftest import need
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "suri"
@@ -81,8 +82,7 @@ def build(kind: str, source: Path, target: Path) -> Path:
 @pytest.mark.slow
 def test_sdist_and_wheel_hold_the_whole_package_and_nothing_else(tmp_path: Path) -> None:
     """The wheel is built from the sdist, as an installer would build it."""
-    if importlib.util.find_spec("setuptools") is None:
-        pytest.skip("setuptools is not installed here")
+    need("setuptools")
     checkout = tmp_path / "checkout"
     ignore = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "results")
     shutil.copytree(ROOT, checkout, ignore=ignore)

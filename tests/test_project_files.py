@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from conftest import need
+from conftest import missing, need
 from test_document_commands import check, commands_in
 
 ROOT = Path(__file__).parents[1]
@@ -19,7 +19,9 @@ NOTEBOOK = ROOT / "notebooks" / "handout.ipynb"
 
 
 def read_yaml(name: str) -> Any:
-    yaml = pytest.importorskip("yaml")
+    need("yaml")
+    import yaml
+
     return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
 
 
@@ -46,7 +48,7 @@ def test_the_workflow_runs_what_the_makefile_has() -> None:
 @pytest.mark.parametrize(("words", "slow"), [(["CI="], False), (["CI=github"], True)])
 def test_the_workflows_words_choose_the_tests(words: list[str], slow: bool) -> None:
     if shutil.which("make") is None:
-        pytest.skip("make is not installed here")
+        missing("make is not installed here")
     environment = os.environ | {"CI": "true"}  # as the service sets it
     told = subprocess.run(["make", "-n", "test", *words], cwd=ROOT, env=environment, check=True,
                           capture_output=True, text=True)  # fmt: skip
