@@ -5,16 +5,14 @@ Real processes, real kills.
 
 import os
 import signal
-import sys
 import time
-import traceback
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 
+from forked import start_child, wait
 from suri.data.records import Record, write_records
 from suri.errors import SuriError
 from suri.recipe import Recipe
@@ -27,35 +25,13 @@ def no_answers(decoder, prompts, eos_id, tokens):
 
 
 def start(work: Callable[[], object], fault: str = "") -> int:
-    """The pid of a child that does the work and exits as the command line would."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside other threads
-        pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
+    """The pid of a child that does the work, with a fault at some point."""
+
+    def with_fault() -> None:
         os.environ["SURI_FAULT"] = fault
-        torch.set_num_threads(1)
         work()
-        code = 0
-    except SuriError as problem:
-        print("\n".join(problem.lines()))
-        code = problem.exit_code
-    except KeyboardInterrupt:
-        code = 130
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
 
-
-def wait(pid: int) -> int:
-    """The exit code, or minus the number of the signal that ended the child."""
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status)
+    return start_child(with_fault)
 
 
 def run(recipe, fault: str = "", listen: Callable = lambda *_: None) -> int:

@@ -9,8 +9,9 @@ from starlette.routing import Route
 
 from suri.web import api_guard
 from suri.web.api import _fail
-from suri.web.api_guard import Guard, _place
+from suri.web.api_guard import Guard
 from suri.web.api_metrics import Metrics
+from suri.web.doors import _place
 
 SCOPE = {
     "type": "http", "method": "POST", "path": "/", "headers": [(b"host", b"localhost")],

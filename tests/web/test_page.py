@@ -532,6 +532,30 @@ def adapter_of(base, folder, seed):
     return folder
 
 
+def test_pages_of_other_sites_cannot_ask_the_page(address):
+    """By their own name, by one that was turned to this machine, and by none."""
+    place = urllib.parse.urlsplit(address).netloc
+    port = place.partition(":")[2]
+
+    def status(host, origin):
+        headers = {"Host": host, "Content-Type": "application/json"} | origin
+        body = json.dumps({"data": [["embedded"]], "fn_index": 1, "session_hash": "x"}).encode()
+        request = urllib.request.Request(f"{address}gradio_api/queue/join", body, headers)
+        try:
+            with urllib.request.urlopen(request) as answer:
+                return answer.status
+        except urllib.error.HTTPError as refusal:
+            refusal.close()
+            return refusal.code
+
+    own = {"Origin": f"http://{place}"}
+    assert status(place, own) == status(f"localhost:{port}", {}) == 200
+    turned = f"elsewhere.example:{port}"
+    for host, origin in ((place, "http://elsewhere.example"), (place, "null"),
+                         (turned, f"http://{turned}"), (turned, "")):  # fmt: skip
+        assert status(host, {"Origin": origin} if origin else {}) == 403
+
+
 @pytest.mark.slow
 def test_suri_serve_shows_the_page_beside_the_api(tiny, browser, tmp_path):
     words = (str(tiny), "--password", "fleece", "--runs", str(tmp_path / "runs"))

@@ -3,7 +3,6 @@
 import asyncio
 import hmac
 import time
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
@@ -12,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from suri.web.api_body import Refusal
 from suri.web.api_metrics import Metrics
-from suri.web.doors import is_loopback
+from suri.web.doors import from_elsewhere
 
 MOST_BYTES = 1_000_000
 BODY_SECONDS = 30.0
@@ -25,9 +24,7 @@ RETRY_SECONDS = 2
 class Guard:
     """Lets a request through to `app`, or refuses it before anything of its body is read.
 
-    A page of another site may make a reader's browser ask this machine: such requests carry that
-    site as Origin, or, where its name was turned to this machine's address, as Host. With a page
-    the password is asked for on the API's paths alone: the page asks for it itself.
+    With a page the password is asked for on the API's paths alone: the page asks for it itself.
     """
 
     def __init__(
@@ -76,24 +73,15 @@ class Guard:
             self.inside -= asks
 
     def _problem(self, scope: Scope, headers: Headers) -> Refusal | None:
-        origin, host = headers.get("origin"), headers.get("host", "")
-        if not self.password and not self._is_here(host):
-            return Refusal(403, f"this server is not {host[:200]!r}")
-        if origin is not None and (not host or _place(origin) != host.lower()):
-            return Refusal(403, "requests from pages of other sites are refused")
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if said := from_elsewhere(host, origin, self.host, self.password):
+            return Refusal(403, said)
         if self._asks(scope["path"]) and not self._knows(headers.get("authorization", "")):
             return Refusal(
                 401, "the password is missing or wrong: Authorization: Bearer PASSWORD",
                 code="invalid_api_key",
             )  # fmt: skip
         return None
-
-    def _is_here(self, host: str) -> bool:
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
-            return False
-        return is_loopback(name) or name == self.host.lower()
 
     def _asks(self, path: str) -> bool:
         """Whether the password must come with the request."""
@@ -109,15 +97,6 @@ def refused(problem: Refusal) -> Response:
     """The response to a request that is not answered."""
     headers = {429: {"Retry-After": str(RETRY_SECONDS)}, 401: {"WWW-Authenticate": "Bearer"}}
     return JSONResponse(problem.body(), problem.status, headers.get(problem.status))
-
-
-def _place(origin: str) -> str | None:
-    """HOST:PORT of an origin; None where it is none."""
-    try:
-        parts = urlsplit(origin)
-    except ValueError:
-        return None
-    return parts.netloc.lower() if parts.scheme in ("http", "https") else None
 
 
 async def read_raw(request: Request) -> bytes:

@@ -1,6 +1,9 @@
 """Who reaches a server: this machine alone, or others, who then must know a password."""
 
 import ipaddress
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
 
 from suri.errors import UsageError
 
@@ -22,6 +25,61 @@ def refuse_open_door(what: str, server_name: str, password: str, *, share: bool 
         f"the {what} would be open to everybody who reaches it {reach}",
         do="add --password WORD, or leave out --server_name" + " and --share_gradio" * share,
     )
+
+
+def from_elsewhere(host: str, origin: str | None, server_name: str, password: str) -> str:
+    """What speaks for a request that a page of another site made a reader's browser send; or "".
+
+    It carries that site as `origin`, or, where its name was turned to this machine's address, as
+    `host` (without a password: nobody else knows that).
+    """
+    name = _name(host)
+    if not (password or is_loopback(name) or name == server_name.lower()):
+        return f"this server is not {host[:200]!r}"
+    if origin is not None and (not host or _place(origin) != host.lower()):
+        return "requests from pages of other sites are refused"
+    return ""
+
+
+class SameSite:
+    """An ASGI application whose requests come from its own pages alone."""
+
+    def __init__(self, app: Callable[..., Any], server_name: str, password: str) -> None:
+        self.app, self.server_name, self.password = app, server_name, password
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """ASGI's entry."""
+        headers = {name: value.decode("latin-1") for name, value in scope.get("headers", ())}
+        host, origin = headers.get(b"host", ""), headers.get(b"origin")
+        said = from_elsewhere(host, origin, self.server_name, self.password)
+        if scope["type"] != "http" or not said:
+            await self.app(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 403, "headers": []})
+        await send({"type": "http.response.body", "body": said.encode()})
+
+
+def same_site(server_name: str, password: str) -> dict[str, Any]:
+    """`SameSite` as FastAPI is given it."""
+    from starlette.middleware import Middleware
+
+    return {"middleware": [Middleware(SameSite, server_name=server_name, password=password)]}
+
+
+def _name(host: str) -> str:
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _place(origin: str) -> str | None:
+    """HOST:PORT of an origin; None where it is none."""
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return None
+    return parts.netloc.lower() if parts.scheme in ("http", "https") else None
 
 
 def unusable(what: str, server_name: str, port: int, problem: Exception) -> UsageError:

@@ -17,7 +17,7 @@ import gradio as gr  # noqa: E402
 from suri.infer.served import Served  # noqa: E402
 from suri.infer.shelf import Shelf  # noqa: E402
 from suri.train.jobs import Runs  # noqa: E402
-from suri.web.doors import unusable  # noqa: E402
+from suri.web.doors import same_site, unusable  # noqa: E402
 from suri.web.page_chat import chat_tab  # noqa: E402
 from suri.web.page_results import Results, results_tab  # noqa: E402
 from suri.web.page_train import Trainer, train_tab  # noqa: E402
@@ -38,6 +38,8 @@ def open_page(
         _, address, public = page.launch(
             server_name=server_name, server_port=port, share=share, quiet=True,
             prevent_thread_lock=True, **_settings(password),
+            # A public link is asked for by another name than the one that arrives here.
+            app_kwargs={} if share else same_site(server_name, password),
         )  # fmt: skip
     except OSError as problem:
         raise unusable("page", server_name, port, problem) from None
@@ -57,14 +59,13 @@ def _settings(password: str) -> dict[str, Any]:
         primary_hue="teal", neutral_hue="slate", font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
     )  # fmt: skip
-    place = Path(__file__)
     asks = {
         "auth": lambda _name, given: hmac.compare_digest(given.encode(), password.encode()),
         "auth_message": "Any name will do; the password is the one given with --password.",
     }
     return {
-        "theme": theme, "css_paths": place.with_name("page.css"),
-        "js": place.with_name("page.js").read_text(encoding="utf-8"),
+        "theme": theme, "css_paths": Path(__file__).with_name("page.css"),
+        "js": Path(__file__).with_name("page.js").read_text(encoding="utf-8"),
         "max_file_size": "100mb", "footer_links": [], "run_history": False,
         "enable_monitoring": False, **(asks if password else {}),
     }  # fmt: skip

@@ -96,7 +96,7 @@ For many users, by vLLM on a GPU:
 
 def for_many_users(served: Served) -> str:
     """Commands by which vLLM serves the same: at once, or after each adapter is made ready."""
-    base = next(voice.folder for voice in served.voices.values() if not voice.pairs)
+    base = served.base.folder
     adapters = {name: voice for name, voice in served.voices.items() if voice.pairs}
     if not (base / "config.json").is_file():
         convert = ["suri", "convert", str(base), "--to", "hf", "--output_dir", "base-hf"]
