@@ -14,16 +14,21 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
+def places(count: int) -> list[dict[str, str]]:
+    """What a launcher tells each of `count` processes in its environment."""
+    all_of_them = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    all_of_them |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(count))
+    return [all_of_them | dict.fromkeys(("RANK", "LOCAL_RANK"), str(k)) for k in range(count)]
+
+
 def start_ranks(count: int, work: Callable[[int], object]) -> list[int]:
     """The pids of `count` processes that do `work(rank)` and exit as the command line would."""
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
-    place["LOCAL_WORLD_SIZE"] = str(count)
 
-    def as_rank(rank: int) -> None:
-        os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank))
+    def as_rank(rank: int, place: dict[str, str]) -> None:
+        os.environ.update(place)
         work(rank)
 
-    return [start_child(partial(as_rank, rank)) for rank in range(count)]
+    return [start_child(partial(as_rank, k, place)) for k, place in enumerate(places(count))]
 
 
 def codes(pids: list[int]) -> list[int]:

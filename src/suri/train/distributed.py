@@ -19,6 +19,7 @@ from suri.model.load import choose_device
 PATIENCE = timedelta(minutes=20)
 """How long a process waits for the others: the first may have a million rows to encode meanwhile.
 One that has ended is noticed at once; this is for one that hangs."""
+RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 Made = TypeVar("Made")
 
 
@@ -120,7 +121,7 @@ def is_first() -> bool:
 
 def was_restarted() -> bool:
     """Whether the launcher has started its processes again after one of them failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return int(os.environ.get(RESTARTS, "0")) > 0
 
 
 @contextmanager
@@ -144,17 +145,39 @@ def joined(device: str) -> Iterator[Ranks]:
         torch.cuda.set_device(place)
         backend = "cpu:gloo,cuda:nccl"
     try:
-        torch.distributed.init_process_group(backend, timeout=PATIENCE)
+        torch.distributed.init_process_group(
+            backend, timeout=PATIENCE, store=_store(), rank=rank, world_size=count
+        )
         yield Ranks(rank, count, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         torch.distributed.destroy_process_group()
     except BaseException as problem:
         # The launcher ends all as soon as one has ended; this one still has something to say.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if isinstance(
+            problem, SuriError
+        ):  # left open, gloo's threads now and then abort at the end
+            torch.distributed.destroy_process_group()
         if not _is_of_the_others(problem):
             raise
         lost = Lost(f"process {rank} has lost the others", found=str(problem).splitlines()[0])
         lost.told = True
         raise lost from problem
+
+
+def _store() -> Any:
+    """Where the processes find one another's addresses.
+
+    torch's launcher keeps one store while it starts the processes of a machine again, and takes
+    the addresses of the dead for those of the living (pytorch/pytorch#135712); so every start has
+    names of its own. Launchers of several machines each count for themselves: they are told to
+    open a new store every time, see docs/scaling.md.
+    """
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+    alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    return PrefixStore(os.environ.get(RESTARTS, "0"), store) if alone else store
 
 
 def _is_of_the_others(problem: BaseException) -> bool:
