@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -121,12 +121,32 @@ def page(browser, address):
 
 
 def until(condition, patience=PATIENCE_SECONDS):
-    """What the condition gives once it is true; fails when patience ends."""
+    """What the condition gives once it is true; fails when patience ends.
+
+    A part of the page that is drawn again in the middle of the question is asked again.
+    """
+    from selenium.common import exceptions
+
+    drawn_again = exceptions.StaleElementReferenceException, exceptions.NoSuchElementException
     deadline = time.monotonic() + patience
-    while not (found := condition()):
+    while True:
+        with suppress(*drawn_again):
+            if found := condition():
+                return found
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
-    return found
+
+
+def click(page, selector):
+    """Press what a person could press: it is there, and nothing lies over it."""
+    from selenium.common.exceptions import WebDriverException
+
+    def pressed():
+        with suppress(WebDriverException):
+            find(page, selector).click()
+            return True
+
+    until(pressed)
 
 
 def find(page, selector):
@@ -139,7 +159,7 @@ def output(page):
 
 def ask(page, instruction):
     find(page, "#instruction textarea").send_keys(instruction)
-    find(page, "#answer").click()
+    click(page, "#answer")
 
 
 def test_text_arrives_while_it_is_still_growing(page):
@@ -150,7 +170,7 @@ def test_text_arrives_while_it_is_still_growing(page):
     assert second.startswith(first)
     assert not find(page, "#answer").is_enabled()  # not the end of the answer
 
-    find(page, "#stop").click()
+    click(page, "#stop")
     until(lambda: "stopped" in find(page, "#facts").text)
     until(lambda: find(page, "#answer").is_enabled())
     tokens = re.search(r"Tokens: (\d+) in .* tokens/s", find(page, "#facts").text)
@@ -161,11 +181,11 @@ def test_text_arrives_while_it_is_still_growing(page):
 
 
 def test_a_conversation_is_shown_and_stop_ends_the_answers_of_all_models(page):
-    find(page, "#remember input").click()
+    click(page, "#remember input")
     choose(page, "8-bit")
     ask(page, "Write a long story about a mountain.")
     until(lambda: output(page))
-    find(page, "#stop").click()
+    click(page, "#stop")
     until(lambda: find(page, "#answer").is_enabled())
     assert "stopped" in find(page, "#facts").text
     assert "Tokens: 0" in find(page, "#facts-2").text  # its turn had not come
@@ -191,15 +211,15 @@ def test_a_file_is_dropped_a_mistake_told_and_whether_it_fits(page, tmp_path):
     box = find(page, "#name textarea, #name input")
     box.clear()
     box.send_keys("../elsewhere")
-    find(page, "#start").click()
+    click(page, "#start")
     until(lambda: "please take a name" in find(page, ".toast-body, .toast-wrap").text)
 
-    find(page, "#fit").click()
+    click(page, "#fit")
     toasts = ".toast-body"
     until(lambda: any("no response" in t.text for t in page.find_elements("css selector", toasts)))
     assert "2 can be used" in find(page, "#seen").text  # what stood there still stands
     choose(page, "bundled:32", "#rows")
-    find(page, "#fit").click()
+    click(page, "#fit")
     until(lambda: "Memory by parts" in find(page, "#seen").text)
     assert "of training for" in find(page, "#seen pre").text
 
@@ -221,7 +241,7 @@ def test_too_long_and_empty_instructions_get_a_message(page):
         "const box = document.querySelector('#instruction textarea');"
         "box.value = 'x'.repeat(9000); box.dispatchEvent(new Event('input'));"
     )
-    find(page, "#answer").click()
+    click(page, "#answer")
     until(lambda: "9,000 characters" in find(page, "#facts").text)
     assert output(page) == ""
 
@@ -626,35 +646,36 @@ def points(page):
 def test_a_run_is_started_watched_stopped_resumed_merged_and_asked(lab):
     page, address, runs, folder = lab
     open_tab(page, address, "Train")
-    until(lambda: find(page, "#more button").is_displayed())
-    find(page, "#more button").click()
+    for box in ("#base", "#rows"):  # what there is to choose from arrives after the page
+        until(lambda box=box: find(page, f"{box} input").get_attribute("value"))
+    click(page, "#more button")
     put(page, "#num_epochs", "12")
     find(page, "#name textarea, #name input").send_keys("-1")
-    find(page, "#look").click()
+    click(page, "#look")
     until(lambda: page.find_elements("css selector", "#seen .learned"))
-    find(page, "#start").click()
+    click(page, "#start")
     first = until(lambda: points(page))
     page.refresh()
     open_tab(page, address, "Train")
     until(lambda: points(page) > first)  # it moves, and was not lost
-    find(page, "#stop_run").click()
+    click(page, "#stop_run")
     until(lambda: "Stopped, and saved" in find(page, "#view").text)
     assert not (runs / "my-lora-1" / "result.json").is_file()
 
     with serving(folder, runs=runs) as address:  # another server over the same folder
         open_tab(page, address, "Train")
         until(lambda: "Stopped, and saved" in find(page, "#view").text)
-        find(page, "#resume").click()
+        click(page, "#resume")
         until(lambda: "Finished" in find(page, "#view").text, 3 * PATIENCE_SECONDS)
         assert "Step 12 of 12" in find(page, "#view").text
 
         open_tab(page, address, "Results")
         until(lambda: page.find_elements("css selector", "#runs td"))
         until(lambda: page.find_elements("css selector", "#beside svg"))
-        find(page, "#merge").click()
+        click(page, "#merge")
         until(lambda: "PASS" in find(page, "#merged").text)
         assert (runs / "my-lora-1-hf" / "certificate.json").is_file()
-        find(page, "#report input").click()
+        click(page, "#report input")
         until(lambda: page.find_elements("css selector", "ul[role=listbox] li"))[0].click()
         link = until(lambda: page.find_elements("css selector", "#files a[href*='report.html']"))[0]
         with urllib.request.urlopen(link.get_attribute("href")) as answer:
