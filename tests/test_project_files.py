@@ -6,10 +6,13 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from conftest import missing, need
 from test_document_commands import check, commands_in
@@ -54,6 +57,19 @@ def test_the_workflows_words_choose_the_tests(words: list[str], slow: bool) -> N
                           capture_output=True, text=True)  # fmt: skip
     (line,) = (line for line in told.stdout.splitlines() if "-m pytest" in line)
     assert ('"not soak"' in line) is slow
+
+
+def test_the_first_python_of_all_may_install_every_pinned_version() -> None:
+    """Debian 12 has Python 3.11.2; a pin that asks for more lets pip search for half an hour."""
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
+    asked = {d.name: d.metadata["Requires-Python"] for d in distributions()
+             if pins.get(d.name) == d.version and d.metadata["Requires-Python"]}  # fmt: skip
+    assert "torch" in pins
+    first = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"][
+        "requires-python"
+    ]
+    assert first == ">=3.11"
+    assert [name for name, python in asked.items() if "3.11.0" not in SpecifierSet(python)] == []
 
 
 def test_the_citation_has_what_the_format_asks_for() -> None:
