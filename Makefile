@@ -52,11 +52,12 @@ $(VENV)/.dev: $(VENV)/.installed
 	$(VENV)/bin/pip install --quiet -c constraints.txt -e ".[dev]"
 	@touch $@
 
-# Some tests need Chromium, a Chinese font and a reader of PDF. A machine that runs tests unattended
+# Some tests need Chromium, a Chinese font, a reader of PDF and OpenMP. A machine that runs tests unattended
 # gets them; a person is told.
-PROGRAMS = chromium chromium-driver fonts-wqy-microhei poppler-utils
+PROGRAMS = chromium chromium-driver fonts-wqy-microhei poppler-utils libgomp1
 browser:
 	@{ command -v chromium && command -v chromedriver && command -v pdftotext && \
+	  PATH=$$PATH:/sbin ldconfig -p | grep -q libgomp.so.1 && \
 	  fc-list :lang=zh | grep -q .; } >/dev/null 2>&1 || \
 	if [ "$$CI" = true ] && command -v apt-get >/dev/null; then \
 	  apt-get update -qq && apt-get install -y -qq $(PROGRAMS) >/dev/null; \

@@ -1,8 +1,10 @@
 """Small real models and real rows that the tests share."""
 
+import ctypes
 import importlib.util
 import json
 import os
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -37,10 +39,22 @@ def missing(reason: str) -> NoReturn:
     pytest.skip(reason, allow_module_level=True)
 
 
-def need(library: str) -> None:
-    """Skip, or fail, where an optional library is not installed."""
+def lacks(library: str) -> str:
+    """Why an optional library cannot be used here; "" where it can."""
     if importlib.util.find_spec(library) is None:
-        missing(f"{library} is not installed here (pip install {library})")
+        return f"{library} is not installed here (pip install {library})"
+    if library in ("numba", "xllamacpp") and sys.platform == "linux":
+        try:
+            ctypes.CDLL("libgomp.so.1")
+        except OSError:
+            return f"{library} finds no OpenMP here (apt-get install libgomp1)"
+    return ""
+
+
+def need(library: str) -> None:
+    """Skip, or fail, where an optional library cannot be used."""
+    if reason := lacks(library):
+        missing(reason)
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,11 @@
 import json
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from conftest import make_model, write_tokenizer
+from conftest import lacks, make_model, write_tokenizer
 from suri.cli.main import main
 
 
@@ -47,7 +46,7 @@ def test_the_last_line_says_pass_and_where(folders, tmp_path, monkeypatch, capsy
     main(["merge", str(folders[1]), "--to", to, "--output-dir=out", "--dtype", "float16"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"PASS {to} out"
-    by_llama_cpp = to == "gguf" and find_spec("xllamacpp") is not None
+    by_llama_cpp = to == "gguf" and not lacks("xllamacpp")
     assert all(line.startswith("ok   ") for line in lines[: 3 + by_llama_cpp])
     assert len(lines) == 4 + (to == "gguf")
     if to == "gguf" and not by_llama_cpp:

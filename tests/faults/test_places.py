@@ -102,6 +102,7 @@ def test_too_little_space_is_said_before_the_run(mine: Recipe, disk: Path, tmp_p
     assert list(disk.iterdir()) == [], "nothing came of it"
 
 
+@pytest.mark.usefixtures("disk")  # where no disk can be mounted, none turns read-only
 def test_a_disk_that_turns_read_only_ends_the_run(
     mine: Recipe, whole: Path, tmp_path: Path
 ) -> None:

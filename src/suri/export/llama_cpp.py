@@ -73,6 +73,8 @@ def read(
         if "answers" not in reply:
             reader = reply.get("reader", "")
             problem = ": ".join(part for part in (reply.get("problem"), end) if part)
+            if "libgomp" in problem:
+                problem = f"{PACKAGE} needs OpenMP: apt-get install libgomp1"
             return Reading(reader, problem, refused=bool(reader))
         logits = torch.from_numpy(np.load(numbers)) if ids else torch.empty(0)
     answers = [[(i, lead) for i, lead in answer] for answer in reply["answers"]]
