@@ -35,6 +35,12 @@ VARIANTS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sample answers of the reference engine are real, and short: they decide nothing here."""
+    monkeypatch.setattr("suri.train.run.SAMPLE_TOKENS", 3)
+
+
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
     return write_rows(tmp_path)
