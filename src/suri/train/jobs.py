@@ -39,7 +39,8 @@ class Runs:
 
     def place(self, name: str | None) -> Path:
         """The path of a name, links followed; raises UsageError where it leads out."""
-        name = name or ""
+        if not name:
+            raise UsageError("nothing is chosen", do="choose one of the list first")
         try:
             path = (self.root / name).resolve()
             below = path.relative_to(self.root).parts
