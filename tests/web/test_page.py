@@ -408,6 +408,13 @@ def test_every_text_is_there_in_both_languages():
         assert fields[0] == fields[1], english
 
 
+def test_buttons_pressed_before_anything_is_chosen_say_so(tmp_path):
+    runs = Runs(tmp_path / "runs")
+    for press in (runs.place, runs.stop, runs.state):
+        with pytest.raises(UsageError, match="nothing is chosen"):
+            press(None)
+
+
 @pytest.mark.parametrize(
     "name",
     ["", ".", "..", "../x", "/etc/passwd", "a/../../x", "link", "link/hostname", ".page", "a/.git",

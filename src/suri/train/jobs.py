@@ -124,7 +124,8 @@ class Runs:
             return held
 
     def stop(self, job: str) -> None:
-        """Ask a running job to save and end."""
+        """Ask a running job to save and end; raises UsageError where none is chosen."""
+        self.place(job)
         if self.is_running(job):
             pid = self._file(job).with_suffix(".pid").read_text(encoding="utf-8")
             with suppress(ProcessLookupError):
