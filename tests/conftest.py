@@ -1,10 +1,10 @@
 """Small real models and real rows that the tests share."""
 
-import ctypes
 import importlib.util
 import json
 import os
 import sys
+from ctypes.util import find_library
 from pathlib import Path
 from typing import NoReturn
 
@@ -43,11 +43,8 @@ def lacks(library: str) -> str:
     """Why an optional library cannot be used here; "" where it can."""
     if importlib.util.find_spec(library) is None:
         return f"{library} is not installed here (pip install {library})"
-    if library in ("numba", "xllamacpp") and sys.platform == "linux":
-        try:
-            ctypes.CDLL("libgomp.so.1")
-        except OSError:
-            return f"{library} finds no OpenMP here (apt-get install libgomp1)"
+    if library in ("numba", "xllamacpp") and sys.platform == "linux" and not find_library("gomp"):
+        return f"{library} finds no OpenMP here (apt-get install libgomp1)"
     return ""
 
 
