@@ -153,9 +153,8 @@ def joined(device: str) -> Iterator[Ranks]:
     except BaseException as problem:
         # The launcher ends all as soon as one has ended; this one still has something to say.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if isinstance(
-            problem, SuriError
-        ):  # left open, gloo's threads now and then abort at the end
+        if isinstance(problem, SuriError):
+            # All of them end now; gloo's threads, left as they are, may abort at the very end.
             torch.distributed.destroy_process_group()
         if not _is_of_the_others(problem):
             raise
