@@ -54,6 +54,12 @@ def need(library: str) -> None:
         missing(reason)
 
 
+@pytest.fixture
+def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sample answers of a run are real, and short: for tests in which they decide nothing."""
+    monkeypatch.setattr("suri.train.run.SAMPLE_TOKENS", 3)
+
+
 @pytest.fixture(scope="session")
 def embedded() -> Path:
     """The folder of the embedded base."""

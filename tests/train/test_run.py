@@ -27,11 +27,7 @@ from suri.recipe import Recipe
 from suri.train.loop import Plan
 from suri.train.run import train
 
-
-@pytest.fixture(autouse=True)
-def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sample answers of the reference engine are real, and short: they decide nothing here."""
-    monkeypatch.setattr("suri.train.run.SAMPLE_TOKENS", 3)
+pytestmark = pytest.mark.usefixtures("short_answers")
 
 
 @pytest.fixture
