@@ -115,8 +115,8 @@ def test_wandbs_file_holds_the_figures(
 def test_trackios_database_holds_the_figures(
     tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # it is read by the import
     pytest.importorskip("trackio", reason="installed by who wants it: pip install trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     folder = tmp_path / "run"
     train(recipe_for(tiny, rows, folder, report_to=("trackio",)), silent, no_answers)
     with sqlite3.connect(tmp_path / "trackio" / "suri.db") as database:
