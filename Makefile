@@ -4,7 +4,7 @@ VENV ?= .venv
 SURI = $(VENV)/bin/suri
 RUN = $(VENV)/bin/python -m
 # Files of tests side by side, two at a time: more would need more memory than small machines have.
-SIDE_BY_SIDE = -n 2 --dist loadfile
+SIDE_BY_SIDE = -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test check slow bench docs fix canary audit browser clean
 

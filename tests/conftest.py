@@ -32,6 +32,12 @@ LLAMA3_ROPE = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no process waits for the other in the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def missing(reason: str) -> NoReturn:
     """Skip with the reason; where tests run unattended everything has to be there, and it fails."""
     if os.environ.get("CI") == "true":

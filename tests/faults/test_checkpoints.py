@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -68,12 +69,19 @@ def test_a_full_disk_leaves_the_older_states_and_no_half_ones(mine, whole, place
     assert_same(mine.output_dir, whole)
 
 
+@pytest.fixture(scope="module")
+def killed(recipe, tmp_path_factory):
+    """The folder of a run that was killed while it saved step 8: 4 and 6 are whole."""
+    folder = tmp_path_factory.mktemp("killed") / "run"
+    assert run(replace(recipe, output_dir=str(folder)), "checkpoint.adapter*4=kill") == -9
+    assert checkpoints(folder) == ["step-000004", "step-000006"]
+    return folder
+
+
 @pytest.fixture
-def cut(mine):
-    """A run that was killed while it saved step 8: 4 and 6 are whole."""
-    assert run(mine, "checkpoint.adapter*4=kill") == -9
-    assert checkpoints(mine.output_dir) == ["step-000004", "step-000006"]
-    return Path(mine.output_dir)
+def cut(killed, tmp_path):
+    """The same folder for one test to damage."""
+    return Path(shutil.copytree(killed, tmp_path / "run"))
 
 
 FILES = ("adapter_model.safetensors", "adapter_config.json", "base.json",
