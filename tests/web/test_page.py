@@ -409,6 +409,13 @@ def test_every_text_is_there_in_both_languages():
         assert fields[0] == fields[1], english
 
 
+def test_a_curve_without_points_has_no_name_below_the_chart():
+    html = curves([("one", [(0, 1.0), (1, 0.5)]), ("none", [])])
+    assert "one" in html
+    assert "none</span>" not in html
+    assert curves([("none", [])]) == ""
+
+
 @pytest.mark.parametrize("language", [0, 1])
 def test_every_figure_says_what_it_shows(tmp_path, language):
     """By those of the committed reports; one that nobody described is called by its name."""
