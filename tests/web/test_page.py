@@ -1,5 +1,6 @@
 """The page as a person meets it: a real process, a real browser, a real model."""
 
+import base64
 import json
 import os
 import re
@@ -406,6 +407,43 @@ def test_every_text_is_there_in_both_languages():
     for english, chinese in TEXTS.values():
         fields = [set(re.findall(r"{(\w+)}", text)) for text in (english, chinese)]
         assert fields[0] == fields[1], english
+
+
+def test_a_curve_without_points_has_no_name_below_the_chart():
+    html = curves([("one", [(0, 1.0), (1, 0.5)]), ("none", [])])
+    assert "one" in html
+    assert "none</span>" not in html
+    assert curves([("none", [])]) == ""
+
+
+@pytest.mark.parametrize("language", [0, 1])
+def test_every_figure_says_what_it_shows(tmp_path, language):
+    """By those of the committed reports; one that nobody described is called by its name."""
+    drawn = sorted(Path(__file__).parents[2].glob("docs/results/*/figures/*.svg"))
+    assert len(drawn) > 12
+    figures = tmp_path / "study" / "figures"
+    figures.mkdir(parents=True)
+    (figures / "a<b.svg").write_text("<svg/>")
+    for picture in drawn:
+        shutil.copyfile(picture, figures / picture.name)
+    _, shown = Results(Runs(tmp_path), Words(language)).report("study")
+    said = re.findall(r'alt="([^"]+)"><figcaption>([^<]+)</figcaption>', shown)
+    assert len(said) == len(drawn) + 1
+    assert all(alternative == caption for alternative, caption in said)
+    captions = [caption for _, caption in said]
+    assert captions.pop(0) == "a&lt;b"
+    assert len(set(captions)) == len(drawn)
+    assert all(bool(re.search("[一-鿿]", caption)) == bool(language) for caption in captions)
+    assert any("1024" in caption for caption in captions)
+
+
+def test_a_chinese_page_shows_the_chinese_figures_where_there_are_some(tmp_path):
+    for folder in ("figures", "figures-zh"):
+        (tmp_path / "study" / folder).mkdir(parents=True)
+        (tmp_path / "study" / folder / "quality.svg").write_text(folder)
+    coded = base64.b64encode(b"figures-zh").decode()
+    shown = [Results(Runs(tmp_path), Words(language)).report("study")[1] for language in (0, 1)]
+    assert [f'base64,{coded}"' in html for html in shown] == [False, True]
 
 
 def test_buttons_pressed_before_anything_is_chosen_say_so(tmp_path):

@@ -1,6 +1,8 @@
 """The Results tab: runs beside each other, reports to download, and merging with its proof."""
 
 import base64
+import html
+import re
 import shutil
 import tempfile
 import weakref
@@ -15,7 +17,7 @@ from suri.export.certify import read_certificate
 from suri.train.jobs import Runs
 from suri.train.runs import RunEntry, differing, read_run, readable_figure
 from suri.web.page_train import EVERY_SECONDS, METHODS, losses
-from suri.web.page_words import AT_ONCE, QUIET, Words, block, curves, line, table, told
+from suri.web.page_words import AT_ONCE, QUIET, TEXTS, Words, block, curves, line, table, told
 
 REPORTS = ("report.html", "report-zh.html", "compare.json", "summary.json")
 
@@ -90,12 +92,21 @@ class Results:
     def report(self, name: str) -> tuple[list[str], str]:
         """Copies of a folder's reports to download, and its figures."""
         reports = self.runs.files(name, "report*.*", "compare.json", "summary.json")
-        pictures = self.runs.files(name, "figures/*.svg")[:8]
+        own = self.say.language and self.runs.files(name, "figures-zh/*.svg")
+        pictures = own or self.runs.files(name, "figures/*.svg")
         into = Path(tempfile.mkdtemp(dir=self.copies))
         copies = [str(shutil.copyfile(file, into / file.name)) for file in reports]
-        coded = (base64.b64encode(picture.read_bytes()).decode() for picture in pictures)
-        shown = (f'<img src="data:image/svg+xml;base64,{text}">' for text in coded)
-        return copies, "".join(shown)
+        return copies, "".join(self._drawn(picture) for picture in pictures[:20])
+
+    def _drawn(self, picture: Path) -> str:
+        """A figure and below it what it shows; one that has no text here is called by its name."""
+        coded = base64.b64encode(picture.read_bytes()).decode()
+        name = re.sub(r"-\d+$", "", picture.stem)
+        rows = picture.stem.removeprefix(name).lstrip("-")
+        text = f"figure_{name}"
+        said = html.escape(self.say(text, rows=rows) if text in TEXTS else picture.stem)
+        image = f'<img src="data:image/svg+xml;base64,{coded}" alt="{said}">'
+        return f"<figure>{image}<figcaption>{said}</figcaption></figure>"
 
     def merge(self, name: str, form: str) -> str:
         """Start a merge, a process of its own."""

@@ -87,6 +87,7 @@ def told(work: Callable[..., Any]) -> Callable[..., Any]:
 
 def curves(lines: Sequence[tuple[str, Points]]) -> str:
     """Lines of (step, loss) over each other as SVG, their names below; "" where there are none."""
+    lines = [(name, line) for name, line in lines if line]
     points = [point for _, line in lines for point in line]
     if not points:
         return ""
