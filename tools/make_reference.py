@@ -113,7 +113,7 @@ def _is_positional(hint: Any) -> bool:
 
 def _metavar(hint: Any, name: str) -> str:
     names = [getattr(part, "metavar", None) for part in _parts(hint)]
-    return next((found for found in names if found), name.upper())
+    return next((found.strip("[]") for found in names if found), name.upper())
 
 
 def _allowed(hint: Any) -> str:

@@ -8,7 +8,7 @@ import pytest
 from conftest import make_model, write_tokenizer
 from suri.cli.main import tidy
 from suri.cli.merge import run_merge
-from suri.cli.serve import run
+from suri.cli.serve import run_serve
 from suri.data.prompt import find_prompt
 from suri.errors import UsageError
 from suri.infer.served import open_served
@@ -37,7 +37,7 @@ from suri.web.serve import for_many_users, how_to_ask
 )
 def test_words_that_cannot_work(words, said):
     with pytest.raises(UsageError) as refusal:
-        run(tidy(words))
+        run_serve(tidy(words))
     assert said in "\n".join(refusal.value.lines())
 
 
@@ -47,7 +47,7 @@ def test_a_port_in_use_gets_a_message(tiny):
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match=f"choose another port: --port {port + 1}"):
-            run(tidy([str(tiny), "--port", str(port)]))
+            run_serve(tidy([str(tiny), "--port", str(port)]))
 
 
 def test_it_tells_how_to_ask_and_never_the_password(tmp_path):

@@ -14,8 +14,8 @@ VERBS = {
     "demo": ("demo:run", "the whole path on what comes with the installation, ending in a report"),
     "train": ("train:run", "fine-tune a model with LoRA or QLoRA"),
     "fit": ("fit:run", "whether a training fits, here or elsewhere, and how long it takes"),
-    "chat": ("chat:run_page", "open a page in the browser and talk to a model"),
-    "serve": ("serve:run", "answer HTTP requests as OpenAI's API does"),
+    "chat": ("serve:run_chat", "open a page in the browser and talk to a model"),
+    "serve": ("serve:run_serve", "answer HTTP requests as OpenAI's API does"),
     "generate": ("generate:run_generate", "answer a file of instructions"),
     "merge": (
         "merge:run_merge",
