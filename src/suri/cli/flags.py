@@ -1,10 +1,14 @@
 """The one way in which every verb reads its words: flags from the fields of a dataclass."""
 
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import tyro
 
+from suri.recipe import Recipe, recipe_from_toml
+
 Flags = TypeVar("Flags")
+Settings = TypeVar("Settings", bound=Recipe)
 
 
 def parse(
@@ -32,3 +36,15 @@ def parse(
         use_underscores=True,
     )
     return cast(Flags, parsed)
+
+
+def parse_recipe(
+    kind: type[Settings], argv: list[str], program: str, start: Recipe | None = None
+) -> Settings:
+    """Fill a recipe; `--recipe FILE` goes over the values of `start`, and flags over both."""
+    start = start or Recipe()
+    if "--recipe" in argv:
+        place = argv.index("--recipe")
+        start = recipe_from_toml(Path(argv[place + 1]), start)
+        argv = argv[:place] + argv[place + 2 :]
+    return parse(kind, argv, program, default=kind(**vars(start)))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -29,10 +29,10 @@ AT_ONCE = 16
 class File:
     """Answer a file of instructions."""
 
-    file: tyro.conf.Positional[Path]
-    """JSON list or JSONL of instructions, in Alpaca format; `output` may be missing."""
+    file: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FILE")]]
+    """File of rows in any format that training reads; `output` may be missing."""
     model: str = EMBEDDED
-    """Run folder, adapter folder, or model folder; with --lora_weights the base."""
+    """Run, adapter, model folder, GGUF file or hub id; with --lora_weights the base."""
     lora_weights: str = ""
     """Folder of the adapter."""
     load_8bit: bool = False

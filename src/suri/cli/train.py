@@ -19,25 +19,20 @@ from rich.progress import (
 from rich.prompt import Confirm
 
 from suri.cli.curve import loss_curve
-from suri.cli.flags import parse
+from suri.cli.flags import parse_recipe
 from suri.files import readable_bytes
-from suri.recipe import ALPACA_LORA, GREEDY, Recipe, recipe_from_toml, with_settings
+from suri.recipe import ALPACA_LORA, GREEDY, Recipe, with_settings
 
 NOT_USED = ("--wandb_watch", "--wandb_log_model")
 
 
 def run(argv: list[str]) -> None:
-    """Parse `suri train`; `--recipe FILE` gives the values that flags then override."""
-    start, words = Recipe(), ["train", *argv]
-    if "--recipe" in argv:
-        place = argv.index("--recipe")
-        start = recipe_from_toml(Path(argv[place + 1]))
-        argv = argv[:place] + argv[place + 2 :]
-    _train(parse(Recipe, argv, "suri train", default=start), words)
+    """Parse `suri train` and train."""
+    _train(parse_recipe(Recipe, argv, "suri train"), ["train", *argv])
 
 
 def run_finetune(argv: list[str]) -> None:
-    """Parse alpaca-lora's command, with its defaults."""
+    """Parse alpaca-lora's command, with its defaults, and train."""
     start = with_settings(Recipe(), ALPACA_LORA, "alpaca-lora's defaults")
     kept: list[str] = []
     words = iter(argv)
@@ -47,7 +42,7 @@ def run_finetune(argv: list[str]) -> None:
             print(f"note: {word} is not used; wandb gets the figures alone")
         else:
             kept.append(word)
-    _train(parse(Recipe, kept, "finetune.py", default=start), ["finetune", *kept])
+    _train(parse_recipe(Recipe, kept, "finetune.py", start), ["finetune", *kept])
 
 
 def _train(recipe: Recipe, words: list[str]) -> None:
