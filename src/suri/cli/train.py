@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.prompt import Confirm
 
-from suri.cli.curve import loss_curve
+from suri.cli.curve import loss_curve, room_of
 from suri.cli.flags import parse_recipe
 from suri.files import readable_bytes
 from suri.recipe import ALPACA_LORA, GREEDY, Recipe, with_settings
@@ -173,11 +173,7 @@ class Screen:
         from suri.reading import read_json_lines
         from suri.train.run_folder import METRICS
 
-        recorded = read_json_lines(folder / METRICS)
-        width = min(60, self.console.width - 11)
-        ascii_only = self.console.options.ascii_only
-        lines = loss_curve(recorded, width=width, ascii_only=ascii_only)
-        for line in lines:
+        for line in loss_curve(read_json_lines(folder / METRICS), **room_of(self.console)):
             self.console.print(line, markup=False, no_wrap=True)
 
 

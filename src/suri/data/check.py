@@ -1,5 +1,6 @@
 """Checking a set of rows from end to end: problems, oddities, lengths, and a mended copy."""
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from suri.data.clean import cleaned
-from suri.data.findings import Findings
+from suri.data.findings import KINDS, Findings
 from suri.data.lengths import LengthMeter, Lengths
 from suri.data.prompt import Prompt
 from suri.data.records import Record, stream_records, write_records
@@ -70,21 +71,18 @@ def check_rows(
         rows = stream_records(source, survey.findings, columns=columns)
         kept = _kept(rows, survey, changes)
         passing = meter.through(kept) if meter else kept
-        written = 0
         if fix and changes:
             write_records(fix, passing)
-            written = survey.rows - changes.left_out
             changes.fatal(survey.findings)
         else:
-            for _ in passing:
-                pass
+            deque(passing, maxlen=0)
     _note_overlap(survey, held_out, columns)
     return Report(
         source,
         survey.rows,
         survey.findings,
         meter.lengths() if meter else None,
-        written if fix else None,
+        survey.rows - changes.left_out if changes else None,
         changes.count if changes else 0,
     )
 
@@ -102,7 +100,7 @@ class _Changes:
 
     def fatal(self, findings: Findings) -> None:
         for each in findings.kept:
-            if each.as_json()["fatal"]:
+            if KINDS[each.kind].fatal:
                 self.add(each.place or "file", [f"left out: {each}"])
 
 
