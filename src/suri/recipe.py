@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -278,13 +279,18 @@ class Decoding:
             "temperature": (0, 10), "top_p": (0, 1), "top_k": (0, 1_000_000), "num_beams": (1, 16),
             "max_new_tokens": (1, 100_000), "repetition_penalty": (0.1, 10),
         }  # fmt: skip
-        wrong = [
-            f"{name} = {getattr(self, name)} is not from {low} to {high}"
-            for name, (low, high) in limits.items()
-            if not low <= getattr(self, name) <= high
-        ]
-        if wrong:
-            raise UsageError("these settings cannot work", found="; ".join(wrong))
+        refuse_outside(self, limits)
+
+
+def refuse_outside(settings: object, limits: Mapping[str, tuple[float, float]]) -> None:
+    """Raise UsageError that names every setting outside its limits, the least and the most."""
+    wrong = [
+        f"{name} = {getattr(settings, name)} is not from {low} to {high}"
+        for name, (low, high) in limits.items()
+        if not low <= getattr(settings, name) <= high
+    ]
+    if wrong:
+        raise UsageError("these settings cannot work", found="; ".join(wrong))
 
 
 GREEDY = Decoding(temperature=0, top_p=1.0, top_k=0)

@@ -147,14 +147,15 @@ def _print_report(report: Any, settings: Check) -> None:
     console.print(
         f"[bold]{report.source}[/]: {findings.rows:,} rows, {report.usable:,} can be used"
     )
-    for fatal, title, style in ((True, "problems", "red"), (False, "oddities", "yellow")):
-        count = findings.fatal if fatal else findings.warned
+    for fatal, count, one, more, style in (
+        (True, findings.fatal, "problem", "problems", "red"),
+        (False, findings.warned, "oddity", "oddities", "yellow"),
+    ):
         if not count:
-            console.print(f"[green]no {title}[/]")
+            console.print(f"[green]no {more}[/]")
             continue
-        console.print(
-            f"[{style}]{count:,} {title}[/]" + (", training refuses them" if fatal else "")
-        )
+        said = f"[{style}]{count:,} {one if count == 1 else more}[/]"
+        console.print(said + ", which training refuses" * fatal)
         shown = findings.first(fatal=fatal)
         for finding in shown:
             console.print(Text(f"  {finding}"))
@@ -267,7 +268,7 @@ def make(settings: Make) -> None:
     from suri.data.skills import LICENCE, draw_rows
 
     if not 1 <= settings.rows <= MOST_ROWS:
-        raise UsageError(f"--rows {settings.rows} is not from 1 to {MOST_ROWS}")
+        raise UsageError(f"--rows {settings.rows} is not from 1 to {MOST_ROWS:,}")
     if settings.out.exists():
         raise UsageError(
             f"{settings.out} exists already", do="choose another name, or remove it first"

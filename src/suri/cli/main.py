@@ -17,10 +17,7 @@ VERBS = {
     "chat": ("serve:run_chat", "open a page in the browser and talk to a model"),
     "serve": ("serve:run_serve", "answer HTTP requests as OpenAI's API does"),
     "generate": ("generate:run_generate", "answer a file of instructions"),
-    "merge": (
-        "merge:run_merge",
-        "fold an adapter into HF, Meta or GGUF weights, with proof",
-    ),
+    "merge": ("merge:run_merge", "fold an adapter into HF, Meta or GGUF weights, with proof"),
     "convert": ("merge:run_convert", "write a whole model in another format, with proof"),
     "verify": ("merge:run_verify", "check a merge or a conversion again"),
     "runs": ("runs:run", "what was trained, and how it went; two runs side by side"),
@@ -54,8 +51,9 @@ def main(argv: list[str] | None = None) -> None:
         return
     os.environ.update({name: os.environ.get(name, value) for name, value in THREADS.items()})
     logging.basicConfig(format="note: %(message)s", level=logging.WARNING)
-    # It warns of an optional kernel collection that is not used here.
+    # The one warns of an optional kernel collection that is not used here, the other prints itself.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("huggingface_hub").propagate = False
     try:
         find_verb(argv[0])(tidy(argv[1:]))
     except SuriError as problem:

@@ -10,7 +10,7 @@ import tyro
 
 from suri.cli.flags import parse
 from suri.errors import UsageError
-from suri.recipe import EMBEDDED
+from suri.recipe import EMBEDDED, refuse_outside
 from suri.web.doors import refuse_open_door
 
 if TYPE_CHECKING:
@@ -98,10 +98,11 @@ def run_serve(argv: list[str]) -> None:
     """Parse `suri serve`, and serve until interrupted."""
     asked = parse(Serve, argv, "suri serve")
     refuse_open_door("API", asked.server_name, asked.password)
-    numbers = (("max_tokens", 1), ("max_prompt_tokens", 1), ("queue", 1), ("port", 0))
-    low = [f"{name} is at least {least}" for name, least in numbers if getattr(asked, name) < least]
-    if low or asked.max_tokens > 100_000:
-        raise UsageError(f"this cannot work: {', '.join(low) or 'max_tokens is at most 100000'}")
+    limits = {
+        "max_tokens": (1, 100_000), "max_prompt_tokens": (1, 10_000_000), "queue": (1, 1_000_000),
+        "port": (0, 65_535),
+    }  # fmt: skip
+    refuse_outside(asked, limits)
     adapters = _adapters(asked.adapter)
     try:
         from suri.web.api import Limits
