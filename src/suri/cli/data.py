@@ -24,7 +24,6 @@ VERBS = {
     "preview": "which tokens of a row are learned",
     "make": "write rows whose answers can be checked",
 }
-MOST_ROWS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,11 +239,11 @@ def preview(settings: Preview) -> None:
 
 
 def _print_pieces(rows: list[tuple[int, Any]]) -> None:
+    from suri.data.preview import learned_part
+
     console = _console()
     for number, pieces in rows:
-        learned = sum(piece.tokens for piece in pieces if piece.learned)
-        tokens = sum(piece.tokens for piece in pieces)
-        console.print(f"[bold]row {number}[/]: {learned} of {tokens} tokens are learned")
+        console.print(f"[bold]row {number}[/]: {learned_part(pieces)}")
         text = Text()
         for place, piece in enumerate(pieces):
             style = ("black on green3", "black on green4") if piece.learned else ("dim", "")
@@ -265,7 +264,7 @@ def _tokenizer(base_model: str) -> Any:
 
 def make(settings: Make) -> None:
     """Write the rows that were asked for; a file that exists is left as it is."""
-    from suri.data.skills import LICENCE, draw_rows
+    from suri.data.skills import LICENCE, MOST_ROWS, draw_rows
 
     if not 1 <= settings.rows <= MOST_ROWS:
         raise UsageError(f"--rows {settings.rows} is not from 1 to {MOST_ROWS:,}")

@@ -95,7 +95,8 @@ class Screen:
             disable=not self.live,
         )
         self.steps = 1
-        self.task: TaskID | None = None
+        self.task: TaskID
+        """From the event `start` on, which comes before all that move the bar."""
         self.losses: deque[float] = deque(maxlen=10)
         self.held_out = ""
 
@@ -114,7 +115,7 @@ class Screen:
 
     def _batch(self, numbers: dict[str, Any]) -> None:
         done = numbers["step"] - 1 + numbers["part"] / numbers["parts"]
-        self._update(completed=done)
+        self.progress.update(self.task, completed=done)
 
     def _step(self, numbers: dict[str, Any]) -> None:
         self.losses.append(numbers["train/loss"])
@@ -125,7 +126,7 @@ class Screen:
             f"  {numbers['train/tokens_per_second']:.0f} tok/s"
             f"  {readable_bytes(numbers['memory/peak_bytes'])}"
         )
-        self._update(completed=numbers["step"], figures=figures)
+        self.progress.update(self.task, completed=numbers["step"], figures=figures)
         if not self.live and numbers["step"] % max(1, self.steps // 20) == 0:
             left = numbers["seconds"] / numbers["step"] * (self.steps - numbers["step"])
             line = f"step {numbers['step']}/{self.steps}  {figures}  {left:.0f} s left"
@@ -145,10 +146,6 @@ class Screen:
                 f"    [cyan]{_short(sample['answer'], 60)}[/]"
                 f"   [dim]expected: {_short(sample['expected'], 40)}[/]"
             )
-
-    def _update(self, **values: Any) -> None:
-        if self.task is not None:
-            self.progress.update(self.task, **values)
 
     def finish(self, folder: Path, result: dict[str, Any]) -> None:
         """Say what came out and what to do with it."""

@@ -11,6 +11,7 @@ from suri.data.words import read_words
 from suri.errors import UsageError
 
 LICENCE = "CC0-1.0"
+MOST_ROWS = 1_000_000
 HELD_OUT_PHRASINGS = 2
 WORDS = {language: read_words(language) for language in ("en", "zh")}
 BOTH = "both"
@@ -45,7 +46,9 @@ def draw_rows(
     skills = {one: tuple(WORDS[one].phrasings) for one in chosen}
     most = sum(count_rows(name, one, held_out) for one in chosen for name in skills[one])
     if rows > most:
-        raise UsageError(f"{rows} rows are too many", found=f"{most} that differ", do="ask fewer")
+        raise UsageError(
+            f"{rows} rows are too many", found=f"{most} that differ", do="ask for fewer"
+        )
     languages = [
         in_turn([_skill_rows(name, one, seed, held_out) for name in skills[one]]) for one in chosen
     ]
