@@ -47,3 +47,6 @@ def test_a_recipe_of_a_file_is_asked_about_and_flags_go_over_it(tmp_path: Path) 
     quantized, plain = call(*words), call(*words, "--quantize", "none")
     assert gigabytes(quantized.stdout, "base") == pytest.approx(3.9, abs=0.2)
     assert gigabytes(plain.stdout, "base") == pytest.approx(13.5, abs=0.1)
+    bare = call("fit", "--recipe", "--memory", "24GB")
+    assert bare.returncode == 2
+    assert "--recipe: expected one argument" in bare.stderr

@@ -1,5 +1,6 @@
 """The one way in which every verb reads its words: flags from the fields of a dataclass."""
 
+from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -42,9 +43,8 @@ def parse_recipe(
     kind: type[Settings], argv: list[str], program: str, start: Recipe | None = None
 ) -> Settings:
     """Fill a recipe; `--recipe FILE` goes over the values of `start`, and flags over both."""
-    start = start or Recipe()
-    if "--recipe" in argv:
-        place = argv.index("--recipe")
-        start = recipe_from_toml(Path(argv[place + 1]), start)
-        argv = argv[:place] + argv[place + 2 :]
-    return parse(kind, argv, program, default=kind(**vars(start)))
+    reader = ArgumentParser(program, add_help=False, allow_abbrev=False)
+    reader.add_argument("--recipe", type=Path, metavar="FILE")
+    given, words = reader.parse_known_args(argv)
+    start = recipe_from_toml(given.recipe, start) if given.recipe else start or Recipe()
+    return parse(kind, words, program, default=kind(**vars(start)))

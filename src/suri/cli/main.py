@@ -36,6 +36,8 @@ microseconds, then asleep. Spinning on starves everybody on a shared or virtual 
 once makes the thousands of small operations of a step a fifth slower. And for how many shapes
 oneDNN keeps the code that it made: with its own 1,024, memory grew by 10 MB a micro-batch."""
 HIDDEN = {"finetune": "train:run_finetune"}
+WITHOUT_TRUE = ("--help", "--recipe")
+"""Flags of which a bare one does not mean True."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -115,7 +117,7 @@ def tidy(argv: list[str]) -> list[str]:
     tidied = []
     for word, following in pairwise([*words, "--"]):
         tidied.append(word)
-        if word.startswith("--") and following.startswith("--") and word != "--help":
+        if word.startswith("--") and following.startswith("--") and word not in WITHOUT_TRUE:
             tidied.append("True")
     return tidied
 
