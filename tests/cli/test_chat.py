@@ -52,6 +52,12 @@ def test_an_open_page_needs_a_password(words):
         run_chat(tidy(words))
 
 
+@pytest.mark.parametrize("port", ["70000", "-1"])
+def test_a_port_that_cannot_be_is_told_before_a_model_is_opened(port):
+    with pytest.raises(UsageError, match=f"port = {port} is not from 0 to 65535"):
+        run_chat(tidy(["nowhere", "--port", port]))
+
+
 @pytest.mark.parametrize("words", [[], ["--server_name", "localhost"], ["--server_name", "::1"]])
 def test_the_handouts_command_reaches_the_model(words, tmp_path):
     """A page for this machine goes on to open the model, which is not there."""

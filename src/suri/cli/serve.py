@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from suri.infer.served import Served
 
 
+PORTS = (0, 65_535)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """Which model is opened, and who may reach it."""
@@ -78,6 +81,7 @@ def run_chat(argv: list[str]) -> None:
     """Parse `suri chat` or alpaca-lora's generate.py, and serve until interrupted."""
     asked = parse(Chat, argv, "suri chat")
     refuse_open_door("page", asked.server_name, asked.password, share=asked.share_gradio)
+    refuse_outside(asked, {"port": PORTS})
     try:
         from suri.web.page import open_page
     except ImportError as problem:
@@ -100,7 +104,7 @@ def run_serve(argv: list[str]) -> None:
     refuse_open_door("API", asked.server_name, asked.password)
     limits = {
         "max_tokens": (1, 100_000), "max_prompt_tokens": (1, 10_000_000), "queue": (1, 1_000_000),
-        "port": (0, 65_535),
+        "port": PORTS,
     }  # fmt: skip
     refuse_outside(asked, limits)
     adapters = _adapters(asked.adapter)
