@@ -23,7 +23,7 @@ class RunsCommand:
     """List runs; or, given two run folders, set them side by side, their curves over each other."""
 
     places: tyro.conf.Positional[
-        Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER", name="")]
+        Annotated[tuple[Path, ...], tyro.conf.arg(metavar="[FOLDER]", name="")]
     ] = field(default_factory=lambda: (Path(),))
     """A folder to look below (here, unless you say), or two run folders."""
     where: tuple[str, ...] = ()
