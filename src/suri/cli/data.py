@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -143,9 +144,8 @@ def _console() -> Console:
 def _print_report(report: Any, settings: Check) -> None:
     console = _console()
     findings: Findings = report.findings
-    console.print(
-        f"[bold]{report.source}[/]: {findings.rows:,} rows, {report.usable:,} can be used"
-    )
+    source, fix = escape(settings.file), escape(settings.fix)
+    console.print(f"[bold]{source}[/]: {findings.rows:,} rows, {report.usable:,} can be used")
     for fatal, count, one, more, style in (
         (True, findings.fatal, "problem", "problems", "red"),
         (False, findings.warned, "oddity", "oddities", "yellow"),
@@ -165,11 +165,11 @@ def _print_report(report: Any, settings: Check) -> None:
         _print_lengths(console, report.lengths.as_json())
     if report.fixed is not None:
         console.print(
-            f"[bold]{settings.fix}[/]: {report.fixed:,} rows; {report.changes:,} changes "
-            f"listed in {settings.fix}.changes.txt"
+            f"[bold]{fix}[/]: {report.fixed:,} rows; {report.changes:,} changes "
+            f"listed in {fix}.changes.txt"
         )
     elif findings.warned or findings.fatal:
-        console.print(f"mend what can be mended: suri data check {settings.file} --fix OUT.json")
+        console.print(f"mend what can be mended: suri data check {source} --fix OUT.json")
 
 
 def _print_remedies(console: Console, findings: Findings, fatal: bool) -> None:
