@@ -20,6 +20,7 @@ from rich.prompt import Confirm
 
 from suri.cli.curve import loss_curve, room_of
 from suri.cli.flags import parse_recipe
+from suri.data.findings import shortened
 from suri.files import readable_bytes
 from suri.recipe import ALPACA_LORA, GREEDY, Recipe, with_settings
 
@@ -175,6 +176,5 @@ class Screen:
 
 
 def _short(text: str, width: int) -> str:
-    """One line of at most `width` characters, safe to print."""
-    line = " ".join(text.split())
-    return escape(line if len(line) <= width else line[: width - 1] + "…")
+    """One line of at most `width` characters, safe to print whatever a model wrote."""
+    return escape(shortened(" ".join(text.split()), width))
