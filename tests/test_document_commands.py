@@ -110,7 +110,7 @@ def flags(verb: str, *more: str) -> frozenset[str]:
         return frozenset().union(*(flags("data", name) for name in DATA_VERBS))
     parsed = reference.parse_only([verb, *more], words=False)
     own = {flag.name for flag in reference.flags_of(parsed)}
-    return frozenset(own | {"--help"} | ({"--recipe"} if verb == "train" else set()))
+    return frozenset(own | {"--help"} | ({"--recipe"} if verb in ("train", "fit") else set()))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -113,7 +113,7 @@ def _is_positional(hint: Any) -> bool:
 
 def _metavar(hint: Any, name: str) -> str:
     names = [getattr(part, "metavar", None) for part in _parts(hint)]
-    return next((found for found in names if found), name.upper())
+    return next((found.strip("[]") for found in names if found), name.upper())
 
 
 def _allowed(hint: Any) -> str:
@@ -161,7 +161,7 @@ Made from the code by `python tools/make_reference.py`; a test fails where the t
 `--flag_name`, `--flag=x` or `--flag x`, a bare `--flag` for True.
 
 A recipe is a TOML file with the settings of `suri train` under their names without the dashes,
-flat or under `[recipe]` (`suri train --recipe FILE`; flags override it).
+flat or under `[recipe]` (`suri train --recipe FILE`, `suri fit --recipe FILE`; flags override it).
 [What the settings are for](training.md). Exit codes: 0 ok, 1 bug, 2 usage, 3 data,
 4 does not fit, 5 diverged, 6 corrupt, 75 stopped and resumable.
 

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -30,13 +31,16 @@ Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Fine-tune a model. Every setting has a default; names are alpaca-lora's where it has one."""
+    """Fine-tune a model. Every setting has a default; names are alpaca-lora's where it has one.
+
+    `--recipe FILE` takes settings from a TOML file; flags override them.
+    """
 
     base_model: str = EMBEDDED
-    """Folder of the model to fine-tune; `embedded` is the one that comes with the installation."""
+    """Model to fine-tune: a folder, a GGUF file or a hub id; `embedded` is the one installed."""
     data_path: str = BUNDLED
-    """Rows: JSON, JSONL, CSV, Parquet, a folder or a hub id; `bundled` (or bundled:ROWS,
-    bundled:ROWS:zh) is the set written here."""
+    """Rows: JSON, JSONL, CSV, Parquet, a folder or a hub id.
+    `bundled`, bundled:ROWS or bundled:ROWS:zh: the set that comes with the installation."""
     columns: str = ""
     """Columns by other names, as instruction=question,output=answer."""
     output_dir: str = "./lora-alpaca"
@@ -66,8 +70,8 @@ class Recipe:
     cutoff_len: int = 512
     """Most tokens of one row."""
     overlong: Overlong = "trim-input"
-    """Longer rows: shorten the input (then the response), cut the end of the response, drop the
-    row, or stop with an error. All are counted."""
+    """Longer rows: shorten the input (then the response), cut the end of the response,
+    drop the row, or stop with an error. All are counted."""
     val_set_size: float = 0.05
     """Rows held out for evaluation: a number of rows, or below 1 a share. 0 holds out none."""
     val_set_path: str = ""
@@ -79,7 +83,7 @@ class Recipe:
     use_rslora: bool = False
     """Scale by lora_alpha / sqrt(lora_r) instead, so that high ranks learn as fast as low ones."""
     lora_variant: Variant = "lora"
-    """lora, or with engine reference dora, pissa or olora, by peft."""
+    """lora; with --engine reference also dora, pissa or olora, by peft."""
     lora_dropout: float = 0.0
     """Share of the adapter's inputs dropped while training."""
     lora_target_modules: tuple[str, ...] = LINEARS
@@ -94,22 +98,23 @@ class Recipe:
     """The prompt that wraps instruction and input: alpaca, alpaca_short, alpaca_legacy, vigogne,
     chat (the base's own template), or the path of a JSON file."""
     quantize: Quantize = "none"
-    """How the frozen base is stored: none (as given), int8 (multiplied in 8 bits too; faster, on
-    CPUs) or nf4 (4 bits, QLoRA)."""
+    """How the frozen base is stored: none (as given),
+    int8 (multiplied in 8 bits too; faster, on CPUs) or nf4 (4 bits, QLoRA)."""
     engine: Engine = "suri"
     """suri, or reference: a plain transformers + peft loop over the same rows."""
     device: str = "auto"
     """cpu, cuda, or auto: a GPU where torch can use one."""
     gpus: int = 1
-    """GPUs of this machine that share each step's rows (with --device cpu: processes). Changes
-    time, never the result."""
+    """GPUs of this machine that share each step's rows (with --device cpu: processes).
+    Changes time, never the result."""
     shard_base: bool = False
-    """Keep a share of the base on each of them (by itself where it fits no other way)."""
+    """Keep a share of the base on each of these GPUs (by itself where it fits no other way)."""
     seed: int = 42
     """Seed of the adapter, the held-out rows and their order."""
     on_divergence: Divergence = "stop"
-    """When a loss or gradient is no number: stop, skip the step (at most 10), or go back to the
-    last saved state at half the learning rate. The weights are untouched in every case."""
+    """When a loss or gradient is no number: stop, skip the step (at most 10),
+    or go back to the last saved state at half the learning rate.
+    The weights are untouched in every case."""
     eval_steps: int = 0
     """Optimizer steps between two evaluations on the held-out rows (0: four in a run)."""
     early_stopping_patience: int = 0
@@ -117,18 +122,18 @@ class Recipe:
     save_steps: int = 0
     """Optimizer steps between two saved states (0: at every evaluation)."""
     token_budget: int = 0
-    """Most tokens in one forward pass (0: as the free memory allows). Changes memory and speed,
-    never the result."""
+    """Most tokens in one forward pass (0: as the free memory allows).
+    Changes memory and speed, never the result."""
     report_to: tuple[Tracker, ...] = ()
     """Dashboards that get the figures of metrics.jsonl. Nothing is sent anywhere otherwise."""
     wandb_project: str = ""
     """Project on the dashboard. Alone it means report_to wandb, as in alpaca-lora."""
     wandb_run_name: str = ""
-    """The run's name there (empty: that of output_dir)."""
+    """The run's name there ("": that of output_dir)."""
     resume: bool = False
     """Go on with the unfinished run in output_dir, with its own settings."""
     resume_from_checkpoint: str = ""
-    """The same, naming the run folder or a checkpoint in it."""
+    """As resume, naming the run folder or a checkpoint in it."""
     overwrite: bool = False
     """Replace a finished run in output_dir."""
 
@@ -136,18 +141,6 @@ class Recipe:
         problems = list(_problems(self))
         if problems:
             raise UsageError("these settings cannot work", found="; ".join(problems))
-        if self.start_from.strip() and self.lora_variant != "lora":
-            raise UsageError(
-                "--start_from begins with the weights of a plain LoRA adapter",
-                do="--lora_variant lora",
-            )
-        if self.shard_base and self.engine != "suri":
-            raise UsageError("--shard_base is for --engine suri", do="leave one of them out")
-        if self.lora_variant != "lora" and self.engine == "suri":
-            raise UsageError(
-                f"lora_variant {self.lora_variant} is trained by peft alone",
-                do="--engine reference",
-            )
 
 
 def _problems(recipe: Recipe) -> list[str]:
@@ -162,43 +155,45 @@ def _problems(recipe: Recipe) -> list[str]:
         for name, least in at_least.items()
         if not getattr(recipe, name) >= least
     ]
-    choices = {
-        name: get_args(kind)
-        for name, kind in get_type_hints(Recipe).items()
-        if get_origin(kind) is Literal
-    }
     problems += [
-        f"{name} = {getattr(recipe, name)} must be one of {', '.join(allowed)}"
-        for name, allowed in choices.items()
-        if getattr(recipe, name) not in allowed
+        f"{name} = {getattr(recipe, name)} must be above 0"
+        for name in ("num_epochs", "learning_rate", "loraplus_lr_ratio", "lora_alpha")
+        if not getattr(recipe, name) > 0
     ]
-    for name in ("num_epochs", "learning_rate", "loraplus_lr_ratio", "lora_alpha"):
-        if not getattr(recipe, name) > 0:
-            problems.append(f"{name} = {getattr(recipe, name)} must be above 0")
     problems += [
         f"{name} = {value} must be a number"
         for name, value in vars(recipe).items()
         if isinstance(value, float) and not math.isfinite(value)
     ]
-    if not 0 <= recipe.lora_dropout < 1:
-        problems.append(f"lora_dropout = {recipe.lora_dropout} must be from 0 to below 1")
-    if recipe.quantize == "nf4" and recipe.lora_variant in ("pissa", "olora"):
-        problems.append(
-            f"lora_variant = {recipe.lora_variant} changes the base: quantize must be none"
-        )
-    if not recipe.lora_target_modules:
-        problems.append("lora_target_modules names no layer")
     problems += [
-        f"report_to: {name} is not one of {', '.join(get_args(Tracker))}"
-        for name in recipe.report_to
-        if name not in get_args(Tracker)
+        f"{name} = {getattr(recipe, name)} must be one of {', '.join(get_args(kind))}"
+        for name, kind in get_type_hints(Recipe).items()
+        if get_origin(kind) is Literal and getattr(recipe, name) not in get_args(kind)
     ]
+    known = {"report_to": get_args(Tracker)}
+    if recipe.engine == "suri":
+        known["lora_target_modules"] = LINEARS
     problems += [
-        f"lora_target_modules: {name} is not one of {', '.join(LINEARS)}"
-        for name in recipe.lora_target_modules
-        if recipe.engine == "suri" and name not in LINEARS
+        f"{name}: {each} is not one of {', '.join(allowed)}"
+        for name, allowed in known.items()
+        for each in getattr(recipe, name)
+        if each not in allowed
     ]
-    return problems
+    variant = f"lora_variant = {recipe.lora_variant}"
+    is_pefts = recipe.lora_variant in ("dora", "pissa", "olora")
+    others = {
+        f"lora_dropout = {recipe.lora_dropout} must be from 0 to below 1":
+            not 0 <= recipe.lora_dropout < 1,
+        "lora_target_modules names no layer": not recipe.lora_target_modules,
+        f"{variant} changes the base: quantize must be none":
+            recipe.lora_variant in ("pissa", "olora") and recipe.quantize == "nf4",
+        f"{variant} is trained by peft alone: --engine reference":
+            is_pefts and recipe.engine == "suri",
+        f"{variant} cannot begin with the weights of start_from, a plain LoRA adapter":
+            is_pefts and recipe.start_from.strip() != "",
+        "shard_base is for --engine suri": recipe.shard_base and recipe.engine != "suri",
+    }  # fmt: skip
+    return problems + [problem for problem, is_there in others.items() if is_there]
 
 
 ALPACA_LORA = {
@@ -284,13 +279,18 @@ class Decoding:
             "temperature": (0, 10), "top_p": (0, 1), "top_k": (0, 1_000_000), "num_beams": (1, 16),
             "max_new_tokens": (1, 100_000), "repetition_penalty": (0.1, 10),
         }  # fmt: skip
-        wrong = [
-            f"{name} = {getattr(self, name)} is not from {low} to {high}"
-            for name, (low, high) in limits.items()
-            if not low <= getattr(self, name) <= high
-        ]
-        if wrong:
-            raise UsageError("these settings cannot work", found="; ".join(wrong))
+        refuse_outside(self, limits)
+
+
+def refuse_outside(settings: object, limits: Mapping[str, tuple[float, float]]) -> None:
+    """Raise UsageError that names every setting outside its limits, the least and the most."""
+    wrong = [
+        f"{name} = {getattr(settings, name)} is not from {low} to {high}"
+        for name, (low, high) in limits.items()
+        if not low <= getattr(settings, name) <= high
+    ]
+    if wrong:
+        raise UsageError("these settings cannot work", found="; ".join(wrong))
 
 
 GREEDY = Decoding(temperature=0, top_p=1.0, top_k=0)

@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from faults.children import start, wait
-from suri.cli.chat import Page, _names, run_page
 from suri.cli.generate import run_generate
 from suri.cli.main import tidy
+from suri.cli.serve import Chat, model_names, run_chat
 from suri.errors import DataError, UsageError
 from suri.infer.engines import open_model
 from suri.recipe import Decoding
@@ -29,12 +29,12 @@ from suri.recipe import Decoding
     ],
 )
 def test_models_are_named_in_every_customary_way(words, expected):
-    assert _names(Page(**words)) == expected
+    assert model_names(Chat(**words)) == expected
 
 
 def test_three_models_are_one_too_many():
     with pytest.raises(UsageError, match="three models"):
-        _names(Page(model="a", base_model="b", lora_weights="c"))
+        model_names(Chat(model="a", base_model="b", lora_weights="c"))
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,13 @@ def test_three_models_are_one_too_many():
 )
 def test_an_open_page_needs_a_password(words):
     with pytest.raises(UsageError, match="add --password"):
-        run_page(tidy(words))
+        run_chat(tidy(words))
+
+
+@pytest.mark.parametrize("port", ["70000", "-1"])
+def test_a_port_that_cannot_be_is_told_before_a_model_is_opened(port):
+    with pytest.raises(UsageError, match=f"port = {port} is not from 0 to 65535"):
+        run_chat(tidy(["nowhere", "--port", port]))
 
 
 @pytest.mark.parametrize("words", [[], ["--server_name", "localhost"], ["--server_name", "::1"]])
@@ -57,7 +63,7 @@ def test_the_handouts_command_reaches_the_model(words, tmp_path):
     """A page for this machine goes on to open the model, which is not there."""
     handout = ["--load_8bit", "--base_model", str(tmp_path / "llama"), "--lora_weights", "./lora "]
     with pytest.raises(UsageError, match="llama: no such model folder"):
-        run_page(tidy(handout + words))
+        run_chat(tidy(handout + words))
 
 
 def test_a_port_in_use_gets_a_message(tiny):

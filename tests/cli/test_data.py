@@ -46,6 +46,16 @@ def test_a_wrong_use_is_explained(args: list[str], expected: str) -> None:
         run(args)
 
 
+def test_a_file_whose_name_looks_like_markup_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows[red].json"
+    path.write_text("[]", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        run(["check", str(path), "--base_model", "none"])
+    assert str(path) in capsys.readouterr().out
+
+
 def test_the_rows_at_the_root_are_made_by_this_program() -> None:
     path = Path(__file__).parents[2] / "mini_data.json"
     assert read_records(path) == make_rows(200, 42)

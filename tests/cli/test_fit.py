@@ -39,3 +39,14 @@ def test_on_this_machine_the_time_is_told(tiny: Path, tmp_path: Path) -> None:
     assert re.search(r"time: about \d+ seconds of training for [\d,]+ tokens", found.stdout)
     assert "of up to 512 tokens" in found.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_a_recipe_of_a_file_is_asked_about_and_flags_go_over_it(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(f"base_model = '{SEVEN_B}'\nquantize = 'nf4'\n")
+    words = ["fit", "--recipe", str(tmp_path / "recipe.toml"), "--memory", "24GB"]
+    quantized, plain = call(*words), call(*words, "--quantize", "none")
+    assert gigabytes(quantized.stdout, "base") == pytest.approx(3.9, abs=0.2)
+    assert gigabytes(plain.stdout, "base") == pytest.approx(13.5, abs=0.1)
+    bare = call("fit", "--recipe", "--memory", "24GB")
+    assert bare.returncode == 2
+    assert "--recipe: expected one argument" in bare.stderr

@@ -10,6 +10,7 @@ import pytest
 
 from suri.cli.flags import parse
 from suri.cli.main import VERBS, find_verb, main, tidy
+from suri.cli.train import _short
 from suri.errors import UsageError
 from suri.recipe import ALPACA_LORA, Recipe, recipe_from_toml, with_settings
 
@@ -60,6 +61,13 @@ def test_help_loads_no_torch() -> None:
         done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert "--help" in done.stdout
+
+
+def test_what_a_model_wrote_cannot_speak_to_the_terminal() -> None:
+    assert _short("one\n two", 60) == "one two"
+    assert _short("a" * 9, 5) == "aaaa…"
+    assert "\x1b" not in _short("\x1b]0;title\x07 [red]x", 60)
+    assert _short("[red]x", 60) == r"\[red]x"
 
 
 def test_a_reader_that_stops_reading_is_no_error() -> None:

@@ -8,7 +8,7 @@ import pytest
 from conftest import make_model, write_tokenizer
 from suri.cli.main import tidy
 from suri.cli.merge import run_merge
-from suri.cli.serve import run
+from suri.cli.serve import run_serve
 from suri.data.prompt import find_prompt
 from suri.errors import UsageError
 from suri.infer.served import open_served
@@ -27,9 +27,10 @@ from suri.web.serve import for_many_users, how_to_ask
         (["--adapter", "sql"], "NAME=FOLDER"),
         (["--adapter", "=here"], "NAME=FOLDER"),
         (["--adapter", "a=x", "--adapter", "a=y"], "each name once"),
-        (["--queue", "0"], "queue is at least 1"),
-        (["--max_tokens", "0"], "max_tokens is at least 1"),
-        (["--max_tokens", "1000000"], "at most 100000"),
+        (["--queue", "0"], "queue = 0 is not from 1 to"),
+        (["--max_tokens", "0"], "max_tokens = 0 is not from 1 to 100000"),
+        (["--max_tokens", "1000000"], "max_tokens = 1000000 is not from 1 to 100000"),
+        (["--port", "70000"], "port = 70000 is not from 0 to 65535"),
         (["nowhere/model"], "no such folder"),
         (["--prompt_template", "nonesuch"], "no prompt template"),
         (["a", "--base_model", "b", "--lora_weights", "c"], "three models"),
@@ -37,7 +38,7 @@ from suri.web.serve import for_many_users, how_to_ask
 )
 def test_words_that_cannot_work(words, said):
     with pytest.raises(UsageError) as refusal:
-        run(tidy(words))
+        run_serve(tidy(words))
     assert said in "\n".join(refusal.value.lines())
 
 
@@ -47,7 +48,7 @@ def test_a_port_in_use_gets_a_message(tiny):
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match=f"choose another port: --port {port + 1}"):
-            run(tidy([str(tiny), "--port", str(port)]))
+            run_serve(tidy([str(tiny), "--port", str(port)]))
 
 
 def test_it_tells_how_to_ask_and_never_the_password(tmp_path):

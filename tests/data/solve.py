@@ -3,7 +3,6 @@
 import re
 from datetime import date, datetime
 
-from suri.data.phrasings import PHRASINGS
 from suri.data.records import Record
 from suri.data.skills import WORDS
 
@@ -13,7 +12,7 @@ def asked(record: Record, language: str) -> tuple[str, str]:
     if record.input:
         return record.instruction, record.input
     found = []
-    for phrasing in PHRASINGS[language][record.skill]:
+    for phrasing in WORDS[language].phrasings[record.skill]:
         before, gap, after = phrasing.partition("{}")
         text = record.instruction
         if gap and text.startswith(before) and text.endswith(after):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from suri.data.clean import cleaned
+from suri.data.check import cleaned
 from suri.data.records import Record
 
 GOOD = Record("Add\tthem.\n", "2 and 3", "5", "sum", (("a", "b"),), "Be brief.")

@@ -10,7 +10,6 @@ import pytest
 from solve import asked, chinese_value, solve, value
 
 from suri.data.draws import Pick
-from suri.data.phrasings import PHRASINGS
 from suri.data.records import Record
 from suri.data.skills import (
     SKILLS,
@@ -36,7 +35,7 @@ both_languages = pytest.mark.parametrize("language", LANGUAGES)
 def test_a_language_has_enough_skills_in_equal_numbers(language: str) -> None:
     for rows in (TRAIN[language], HELD_OUT[language], make_rows(20_000, 7, language=language)):
         counts = Counter(row.skill for row in rows)
-        assert set(counts) == set(PHRASINGS[language]) <= set(SKILLS)
+        assert set(counts) == set(WORDS[language].phrasings) <= set(SKILLS)
         assert len(counts) >= 12
         assert max(counts.values()) - min(counts.values()) <= 1
         assert len({(row.instruction, row.input) for row in rows}) == len(rows)
@@ -45,7 +44,7 @@ def test_a_language_has_enough_skills_in_equal_numbers(language: str) -> None:
 
 @both_languages
 def test_no_answer_is_the_usual_one(language: str) -> None:
-    for skill in PHRASINGS[language]:
+    for skill in WORDS[language].phrasings:
         answers = Counter(row.output for row in TRAIN[language] if row.skill == skill)
         assert answers.most_common(1)[0][1] < 0.62 * answers.total()
 
@@ -78,8 +77,10 @@ def entries(record: Record, language: str) -> set[str]:
 def test_held_out_rows_share_neither_content_nor_wording(language: str) -> None:
     wordings = [{asked(row, language)[0] for row in rows[language]} for rows in (TRAIN, HELD_OUT)]
     assert not wordings[0] & wordings[1]
-    assert wordings[0] | wordings[1] == {p for all_ in PHRASINGS[language].values() for p in all_}
-    for skill in PHRASINGS[language]:
+    assert wordings[0] | wordings[1] == {
+        p for all_ in WORDS[language].phrasings.values() for p in all_
+    }
+    for skill in WORDS[language].phrasings:
         seen, held_out = (
             set().union(*(entries(row, language) for row in rows[language] if row.skill == skill))
             for rows in (TRAIN, HELD_OUT)
@@ -102,9 +103,9 @@ def test_numbers_end_in_every_digit_held_out_or_not(skill: str) -> None:
 
 @both_languages
 def test_no_two_wordings_are_the_same(language: str) -> None:
-    wordings = [phrasing for all_ in PHRASINGS[language].values() for phrasing in all_]
+    wordings = [phrasing for all_ in WORDS[language].phrasings.values() for phrasing in all_]
     assert len(set(wordings)) == len(wordings)
-    for skill, phrasings in PHRASINGS[language].items():
+    for skill, phrasings in WORDS[language].phrasings.items():
         assert len(phrasings) == 6, skill
         assert sum("{}" in phrasing for phrasing in phrasings[-2:]) == 1
 
@@ -161,7 +162,7 @@ def test_more_rows_than_there_are_and_unknown_languages_are_refused() -> None:
 @both_languages
 @pytest.mark.parametrize("held_out", [False, True])
 def test_every_number_below_the_size_is_a_row_of_its_own(language: str, held_out: bool) -> None:
-    for skill in PHRASINGS[language]:
+    for skill in WORDS[language].phrasings:
         size = count_rows(skill, language, held_out)
         phrasings = 2 if held_out else 4
         drawn = set()

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from rich.console import Console
+
 Points = Sequence[tuple[float, float]]
 """Step and loss of each point, in the order of the steps."""
 
@@ -11,14 +13,14 @@ FEWEST_STEPS = 8
 """A curve of fewer steps says no more than the figures beside it."""
 ACROSS, DOWN = 2, 4
 """Dots of one braille character."""
-COLOURS = ("blue", "yellow", "bold")
-"""Of one run's dots, the other's, and where they meet."""
+COLOURS, MARKS = ("blue", "yellow", "bold"), ("*", "+", "#")
+"""Of one run's dots, the other's, and where they meet; marks are for terminals of ASCII alone."""
 BRAILLE = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 """The bit of each dot above U+2800, by row and column."""
 
 
 def loss_curve(
-    metrics: Iterable[dict[str, Any]],
+    metrics: Iterable[Mapping[str, Any]],
     *,
     width: int = 60,
     height: int = 10,
@@ -30,19 +32,18 @@ def loss_curve(
     there are fewer than FEWEST_STEPS steps.
     """
     lines = list(metrics)
-    training = [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
-    held_out = [(line["step"], line["eval/loss"]) for line in lines if "eval/loss" in line]
+    training, held_out = _points(lines, "train/loss"), _points(lines, "eval/loss")
     if len(training) < FEWEST_STEPS:
         return []
     reach = len(training) // 15
     curve = smooth(training, reach)
     canvas = Canvas([*curve, *held_out], width, height)
     canvas.draw(curve)
-    picture = [canvas.row(row, ascii_only) for row in range(height)]
+    picture = _picture([canvas], ascii_only)
     for step, loss in held_out:
         row, column = canvas.cell(step, loss)
-        picture[row] = picture[row][:column] + "o" + picture[row][column + 1 :]
-    key = f"{'*' if ascii_only else '⠒'} training loss"
+        picture[row][column] = "o"
+    key = f"{MARKS[0] if ascii_only else '⠒'} training loss"
     key += f" (mean of {2 * reach + 1} steps)" if reach else ""
     key += "   o held-out loss" if held_out else ""
     return [*with_axes(picture, canvas, ascii_only), f"{'':9} {key}"]
@@ -60,35 +61,44 @@ def two_curves(
 
     Gives no line where one of them has fewer than FEWEST_STEPS steps.
     """
-    both = [
-        [(line["step"], line["train/loss"]) for line in metrics if "train/loss" in line]
-        for metrics in (one, other)
-    ]
+    both = [_points(metrics, "train/loss") for metrics in (one, other)]
     if min(map(len, both)) < FEWEST_STEPS:
         return []
     curves = [smooth(points, len(points) // 15) for points in both]
     canvases = [Canvas([*curves[0], *curves[1]], width, height) for _ in both]
     for canvas, curve in zip(canvases, curves, strict=True):
         canvas.draw(curve)
-    marks = ("*", "+", "#") if ascii_only else ("", "", "")
-    picture = [
-        "".join(_shared(canvases, row, column, marks) for column in range(width))
-        for row in range(height)
-    ]
-    signs = [mark or "⠒" for mark in marks]
-    key = f"[{COLOURS[0]}]{signs[0]} first[/]   [{COLOURS[1]}]{signs[1]} second[/]   training loss"
+    first, second = MARKS[:2] if ascii_only else ("⠒", "⠒")
+    key = f"[{COLOURS[0]}]{first} first[/]   [{COLOURS[1]}]{second} second[/]   training loss"
+    picture = _picture(canvases, ascii_only)
     return [*with_axes(picture, canvases[0], ascii_only), f"{'':9} {key}"]
 
 
-def _shared(canvases: Sequence["Canvas"], row: int, column: int, marks: Sequence[str]) -> str:
-    """One character of two canvases: the first's, the second's, or where both are, the first's
-    dots and the second's together.
-    """
-    bits = [canvas.bits(row, column) for canvas in canvases]
+def room_of(console: Console) -> dict[str, Any]:
+    """How wide a curve may be on a console, and whether it shows ASCII alone."""
+    options = console.options
+    return {"width": min(60, console.width - 11), "ascii_only": options.ascii_only}
+
+
+def _points(metrics: Iterable[Mapping[str, Any]], name: str) -> Points:
+    return [(line["step"], line[name]) for line in metrics if name in line]
+
+
+def _picture(canvases: Sequence["Canvas"], ascii_only: bool) -> list[list[str]]:
+    """The characters of each row: one run's dots, or two runs' together in colours."""
+    rows, columns = range(canvases[0].height), range(canvases[0].width)
+    return [
+        [_sign([each.bits(row, column) for each in canvases], ascii_only) for column in columns]
+        for row in rows
+    ]
+
+
+def _sign(bits: list[int], ascii_only: bool) -> str:
     if not any(bits):
         return " "
-    which = 2 if all(bits) else bits.index(max(bits))
-    return f"[{COLOURS[which]}]{marks[which] or chr(0x2800 + (bits[0] | bits[1]))}[/]"
+    which = bits.index(max(bits)) if 0 in bits or len(bits) == 1 else 2
+    sign = MARKS[which] if ascii_only else chr(0x2800 + (bits[0] | bits[-1]))
+    return sign if len(bits) == 1 else f"[{COLOURS[which]}]{sign}[/]"
 
 
 def smooth(points: Points, reach: int) -> Points:
@@ -137,10 +147,6 @@ class Canvas:
                     )
                 )
 
-    def row(self, row: int, ascii_only: bool) -> str:
-        """One line of characters."""
-        return "".join(self._character(row, column, ascii_only) for column in range(self.width))
-
     def bits(self, row: int, column: int) -> int:
         """The dots of one character, as the bits of a braille sign."""
         return sum(
@@ -150,14 +156,8 @@ class Canvas:
             if (row * DOWN + down, column * ACROSS + across) in self.dots
         )
 
-    def _character(self, row: int, column: int, ascii_only: bool) -> str:
-        bits = self.bits(row, column)
-        if not bits:
-            return " "
-        return "*" if ascii_only else chr(0x2800 + bits)
 
-
-def with_axes(picture: list[str], canvas: Canvas, ascii_only: bool) -> list[str]:
+def with_axes(picture: list[list[str]], canvas: Canvas, ascii_only: bool) -> list[str]:
     """The picture with losses on its left and steps below."""
     tick, side, corner, floor = "||+-" if ascii_only else "┤│└─"
     middle = canvas.height // 2
@@ -168,8 +168,8 @@ def with_axes(picture: list[str], canvas: Canvas, ascii_only: bool) -> list[str]
         canvas.height - 1: f"{canvas.low:.3f}",
     }
     lines = [
-        f"{numbers.get(row, ''):>8} {tick if row in numbers else side}{text.rstrip()}"
-        for row, text in enumerate(picture)
+        f"{numbers.get(row, ''):>8} {tick if row in numbers else side}{''.join(signs).rstrip()}"
+        for row, signs in enumerate(picture)
     ]
     first, halfway, last = (
         f"{step:g}" for step in (canvas.first, (canvas.first + canvas.last) // 2, canvas.last)

@@ -2,13 +2,15 @@
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -16,80 +18,78 @@ from suri.cli.flags import parse
 from suri.data.findings import KINDS, Findings
 from suri.data.records import stream_records, write_records
 from suri.errors import DataError, UsageError
-from suri.recipe import EMBEDDED, Overlong
+from suri.recipe import Overlong, Recipe
 
 VERBS = {
     "check": "problems, oddities and lengths of a file of rows",
     "preview": "which tokens of a row are learned",
     "make": "write rows whose answers can be checked",
 }
-LANGUAGES = Literal["en", "zh", "both"]
-MOST_ROWS = 1_000_000
 
 
-@dataclass(frozen=True)
-class Check:
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Rows, and what makes tokens of them; what is not said here is as in training."""
+
+    file: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FILE")]]
+    """Rows: JSON, JSONL, CSV, Parquet, a folder or a hub id."""
+    columns: str = Recipe.columns
+    """Columns by other names, as instruction=question,output=answer."""
+    base_model: str = Recipe.base_model
+    """Model whose tokenizer is used."""
+    prompt_template_name: str = Recipe.prompt_template_name
+    """The prompt that wraps the rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check(Source):
     """Name every problem of a file of rows; exit code 3 where training would refuse it."""
 
-    file: tyro.conf.Positional[str]
-    """JSON list, JSON lines, CSV, Parquet, a folder, or a hub id."""
-    columns: str = ""
-    """Columns by other names, as instruction=question,output=answer."""
-    base_model: str = EMBEDDED
-    """Folder of the model whose tokenizer measures lengths; `none` measures none."""
-    prompt_template_name: str = "alpaca"
-    """The prompt that the lengths include."""
-    val_set_size: float = 0.05
+    base_model: str = Recipe.base_model
+    """Model whose tokenizer measures lengths; `none` measures none."""
+    val_set_size: float = Recipe.val_set_size
     """Rows that training would hold out, a number or a share: are they trained on too?"""
-    val_set_path: str = ""
+    val_set_path: str = Recipe.val_set_path
     """File of the rows that training would hold out instead."""
-    seed: int = 42
+    seed: int = Recipe.seed
     """Seed with which training would draw them."""
     fix: str = ""
-    """Write the rows without these problems to this file, and OUT.changes.txt beside it."""
+    """Write a mended copy to this file, and the list of changes beside it (.changes.txt)."""
     json: bool = False
     """Print everything as JSON."""
 
 
-@dataclass(frozen=True)
-class Preview:
+@dataclass(frozen=True, kw_only=True)
+class Preview(Source):
     """Show the tokens of some rows, and in colour those that are learned."""
 
-    file: tyro.conf.Positional[str]
-    """Rows in any format that training reads."""
     row: int = 1
     """The first row to show."""
     rows: int = 3
     """Number of rows."""
-    columns: str = ""
-    """Columns by other names, as instruction=question,output=answer."""
-    base_model: str = EMBEDDED
-    """Folder of the model whose tokenizer is used."""
-    prompt_template_name: str = "alpaca"
-    """The prompt that wraps the rows."""
-    cutoff_len: int = 512
+    cutoff_len: int = Recipe.cutoff_len
     """Most tokens of one row."""
-    overlong: Overlong = "trim-input"
+    overlong: Overlong = Recipe.overlong
     """What is done with longer rows."""
-    train_on_inputs: bool = False
+    train_on_inputs: bool = Recipe.train_on_inputs
     """Learn the prompt's tokens too."""
     html: str = ""
     """Write a page to this file."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Make:
     """Write rows in Alpaca format whose answers can be checked; no model, no download."""
 
-    out: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """File to write: a JSON list, or JSON lines if the name ends in .jsonl."""
     rows: int = 200
     """Number of rows, up to 1,000,000."""
-    seed: int = 42
+    seed: int = Recipe.seed
     """The same seed gives the same rows."""
     held_out: bool = False
     """Rows for evaluation, which share neither words nor wordings with the others."""
-    language: LANGUAGES = "en"
+    language: Literal["en", "zh", "both"] = "en"
     """Of instructions and answers."""
 
 
@@ -99,14 +99,14 @@ def run(args: list[str]) -> None:
     if verb in ("-h", "--help"):
         lines = "\n".join(f"  {name:<8} {what}" for name, what in VERBS.items())
         print(f"usage: suri data VERB ...\n\n{lines}\n\n`suri data VERB --help` tells its flags.")
-    elif verb == "check":
-        check(parse(Check, rest, "suri data check"))
-    elif verb == "preview":
-        preview(parse(Preview, rest, "suri data preview"))
-    elif verb == "make":
-        make(parse(Make, rest, "suri data make"))
-    else:
+        return
+    if verb not in VERBS:
         raise UsageError(f"suri data cannot {verb}", do=f"suri data {' | '.join(VERBS)}")
+    verbs: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
+        "check": (Check, check), "preview": (Preview, preview), "make": (Make, make)
+    }  # fmt: skip
+    flags, carry_out = verbs[verb]
+    carry_out(parse(flags, rest, f"suri data {verb}"))
 
 
 def check(settings: Check) -> None:
@@ -144,17 +144,17 @@ def _console() -> Console:
 def _print_report(report: Any, settings: Check) -> None:
     console = _console()
     findings: Findings = report.findings
-    console.print(
-        f"[bold]{report.source}[/]: {findings.rows:,} rows, {report.usable:,} can be used"
-    )
-    for fatal, title, style in ((True, "problems", "red"), (False, "oddities", "yellow")):
-        count = findings.fatal if fatal else findings.warned
+    source, fix = escape(settings.file), escape(settings.fix)
+    console.print(f"[bold]{source}[/]: {findings.rows:,} rows, {report.usable:,} can be used")
+    for fatal, count, one, more, style in (
+        (True, findings.fatal, "problem", "problems", "red"),
+        (False, findings.warned, "oddity", "oddities", "yellow"),
+    ):
         if not count:
-            console.print(f"[green]no {title}[/]")
+            console.print(f"[green]no {more}[/]")
             continue
-        console.print(
-            f"[{style}]{count:,} {title}[/]" + (", training refuses them" if fatal else "")
-        )
+        said = f"[{style}]{count:,} {one if count == 1 else more}[/]"
+        console.print(said + ", which training refuses" * fatal)
         shown = findings.first(fatal=fatal)
         for finding in shown:
             console.print(Text(f"  {finding}"))
@@ -165,11 +165,11 @@ def _print_report(report: Any, settings: Check) -> None:
         _print_lengths(console, report.lengths.as_json())
     if report.fixed is not None:
         console.print(
-            f"[bold]{settings.fix}[/]: {report.fixed:,} rows; {report.changes:,} changes "
-            f"listed in {settings.fix}.changes.txt"
+            f"[bold]{fix}[/]: {report.fixed:,} rows; {report.changes:,} changes "
+            f"listed in {fix}.changes.txt"
         )
     elif findings.warned or findings.fatal:
-        console.print(f"mend what can be mended: suri data check {settings.file} --fix OUT.json")
+        console.print(f"mend what can be mended: suri data check {source} --fix OUT.json")
 
 
 def _print_remedies(console: Console, findings: Findings, fatal: bool) -> None:
@@ -239,11 +239,11 @@ def preview(settings: Preview) -> None:
 
 
 def _print_pieces(rows: list[tuple[int, Any]]) -> None:
+    from suri.data.preview import learned_part
+
     console = _console()
     for number, pieces in rows:
-        learned = sum(piece.tokens for piece in pieces if piece.learned)
-        tokens = sum(piece.tokens for piece in pieces)
-        console.print(f"[bold]row {number}[/]: {learned} of {tokens} tokens are learned")
+        console.print(f"[bold]row {number}[/]: {learned_part(pieces)}")
         text = Text()
         for place, piece in enumerate(pieces):
             style = ("black on green3", "black on green4") if piece.learned else ("dim", "")
@@ -264,10 +264,10 @@ def _tokenizer(base_model: str) -> Any:
 
 def make(settings: Make) -> None:
     """Write the rows that were asked for; a file that exists is left as it is."""
-    from suri.data.skills import LICENCE, draw_rows
+    from suri.data.skills import LICENCE, MOST_ROWS, draw_rows
 
     if not 1 <= settings.rows <= MOST_ROWS:
-        raise UsageError(f"--rows {settings.rows} is not from 1 to {MOST_ROWS}")
+        raise UsageError(f"--rows {settings.rows} is not from 1 to {MOST_ROWS:,}")
     if settings.out.exists():
         raise UsageError(
             f"{settings.out} exists already", do="choose another name, or remove it first"

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from suri.cli.flags import parse
+from suri.cli.flags import parse_recipe
 from suri.errors import UsageError
 from suri.files import readable_bytes
 from suri.recipe import Recipe
@@ -15,6 +15,7 @@ from suri.train.budget import (
     Estimate,
     estimate,
     fitting_budget,
+    parse_memory,
     refuse_what_does_not_fit,
 )
 
@@ -32,17 +33,18 @@ MEANING = {
 class Asked(Recipe):
     """Tell whether a training with these settings fits, and how long it takes on this machine.
 
-    A folder with nothing but config.json is enough to ask about memory.
+    A folder with nothing but config.json is enough to ask about memory. `--recipe FILE` takes
+    settings from a TOML file; flags override them.
     """
 
     memory: str = ""
-    """Plan for a GPU with this much memory, as 40GB, instead of this machine (with --device cpu:
-    for a computer with this much)."""
+    """Plan for a GPU with this much memory, as 40GB, instead of this machine.
+    With --device cpu: for a computer with this much."""
 
 
 def run(argv: list[str]) -> None:
     """Print the parts, the sum, and what is free; exit 4 where it does not fit."""
-    asked = parse(Asked, argv, "suri fit")
+    asked = parse_recipe(Asked, argv, "suri fit")
     recipe = Recipe(**{item.name: getattr(asked, item.name) for item in fields(Recipe)})
     memory = _memory(asked.memory)
     console = Console(highlight=False)
@@ -55,8 +57,6 @@ def run(argv: list[str]) -> None:
 
 
 def _memory(text: str) -> int | None:
-    from suri.train.budget import parse_memory
-
     try:
         return parse_memory(text) if text.strip() else None
     except (KeyError, ValueError):

@@ -1,10 +1,15 @@
 """The one way in which every verb reads its words: flags from the fields of a dataclass."""
 
+from argparse import ArgumentParser
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import tyro
 
+from suri.recipe import Recipe, recipe_from_toml
+
 Flags = TypeVar("Flags")
+Settings = TypeVar("Settings", bound=Recipe)
 
 
 def parse(
@@ -32,3 +37,14 @@ def parse(
         use_underscores=True,
     )
     return cast(Flags, parsed)
+
+
+def parse_recipe(
+    kind: type[Settings], argv: list[str], program: str, start: Recipe | None = None
+) -> Settings:
+    """Fill a recipe; `--recipe FILE` goes over the values of `start`, and flags over both."""
+    reader = ArgumentParser(program, add_help=False, allow_abbrev=False)
+    reader.add_argument("--recipe", type=Path, metavar="FILE")
+    given, words = reader.parse_known_args(argv)
+    start = recipe_from_toml(given.recipe, start) if given.recipe else start or Recipe()
+    return parse(kind, words, program, default=kind(**vars(start)))

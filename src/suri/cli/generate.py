@@ -6,11 +6,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from suri.cli.chat import open_named
 from suri.cli.flags import parse
 from suri.data.records import Record, read_records
 from suri.errors import Corrupt, UsageError
@@ -30,10 +29,10 @@ AT_ONCE = 16
 class File:
     """Answer a file of instructions."""
 
-    file: tyro.conf.Positional[Path]
-    """JSON list or JSONL of instructions, in Alpaca format; `output` may be missing."""
+    file: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FILE")]]
+    """File of rows in any format that training reads; `output` may be missing."""
     model: str = EMBEDDED
-    """Run folder, adapter folder, or model folder; with --lora_weights the base."""
+    """Run, adapter, model folder, GGUF file or hub id; with --lora_weights the base."""
     lora_weights: str = ""
     """Folder of the adapter."""
     load_8bit: bool = False
@@ -64,13 +63,25 @@ def run_generate(argv: list[str]) -> None:
     if kept:
         print(f"{len(kept)} answers are there already")
     write_text(partial, _lines([{"of": key}, *kept]))
-    model = open_named(asked.model, asked.lora_weights, asked.load_8bit, asked.device, "")
+    model = _opened(asked)
     for row in _answers(model, records[len(kept) :], asked.decoding, len(kept)):
         append_json_line(partial, row)
         kept.append(row)
     write_text(out, _lines(kept))
     partial.unlink()
     print(f"{len(kept)} answers: {out}")
+
+
+def _opened(asked: File) -> "Model":
+    from suri.infer.engines import open_model
+
+    print(f"opening {asked.model}", flush=True)
+    return open_model(
+        asked.model,
+        lora_weights=asked.lora_weights,
+        load_8bit=asked.load_8bit,
+        device=asked.device,
+    )
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> str:

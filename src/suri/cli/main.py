@@ -14,13 +14,10 @@ VERBS = {
     "demo": ("demo:run", "the whole path on what comes with the installation, ending in a report"),
     "train": ("train:run", "fine-tune a model with LoRA or QLoRA"),
     "fit": ("fit:run", "whether a training fits, here or elsewhere, and how long it takes"),
-    "chat": ("chat:run_page", "open a page in the browser and talk to a model"),
-    "serve": ("serve:run", "answer HTTP requests as OpenAI's API does"),
+    "chat": ("serve:run_chat", "open a page in the browser and talk to a model"),
+    "serve": ("serve:run_serve", "answer HTTP requests as OpenAI's API does"),
     "generate": ("generate:run_generate", "answer a file of instructions"),
-    "merge": (
-        "merge:run_merge",
-        "fold an adapter into HF, Meta or GGUF weights, with proof",
-    ),
+    "merge": ("merge:run_merge", "fold an adapter into HF, Meta or GGUF weights, with proof"),
     "convert": ("merge:run_convert", "write a whole model in another format, with proof"),
     "verify": ("merge:run_verify", "check a merge or a conversion again"),
     "runs": ("runs:run", "what was trained, and how it went; two runs side by side"),
@@ -39,6 +36,8 @@ microseconds, then asleep. Spinning on starves everybody on a shared or virtual 
 once makes the thousands of small operations of a step a fifth slower. And for how many shapes
 oneDNN keeps the code that it made: with its own 1,024, memory grew by 10 MB a micro-batch."""
 HIDDEN = {"finetune": "train:run_finetune"}
+WITHOUT_TRUE = ("--help", "--recipe")
+"""Flags of which a bare one does not mean True."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -54,8 +53,9 @@ def main(argv: list[str] | None = None) -> None:
         return
     os.environ.update({name: os.environ.get(name, value) for name, value in THREADS.items()})
     logging.basicConfig(format="note: %(message)s", level=logging.WARNING)
-    # It warns of an optional kernel collection that is not used here.
+    # The one warns of an optional kernel collection that is not used here, the other prints itself.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("huggingface_hub").propagate = False
     try:
         find_verb(argv[0])(tidy(argv[1:]))
     except SuriError as problem:
@@ -117,7 +117,7 @@ def tidy(argv: list[str]) -> list[str]:
     tidied = []
     for word, following in pairwise([*words, "--"]):
         tidied.append(word)
-        if word.startswith("--") and following.startswith("--") and word != "--help":
+        if word.startswith("--") and following.startswith("--") and word not in WITHOUT_TRUE:
             tidied.append("True")
     return tidied
 

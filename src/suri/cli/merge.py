@@ -13,7 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from suri.cli.flags import parse
 
 if TYPE_CHECKING:
-    from suri.export.fold import MergeBaseName, Report
+    from suri.export.fold import Report
+
+MergeBase = Literal["dequantized", "original"]
+DType = Literal["auto", "float32", "float16", "bfloat16", "q8_0"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +32,9 @@ class MergeFlags:
     """Folder to write; it must not exist yet."""
     base_model: str = ""
     """Folder of the base ("": where the adapter says it is)."""
-    merge_base: Literal["dequantized", "original"] = "dequantized"
+    merge_base: MergeBase = "dequantized"
     """For an adapter trained on nf4: the base as it was in training, or as it was before."""
-    dtype: Literal["auto", "float32", "float16", "bfloat16", "q8_0"] = "auto"
+    dtype: DType = "auto"
     """Numbers of the result (auto: the base's own; for gguf float16). q8_0 is for gguf alone."""
 
 
@@ -45,7 +48,7 @@ class ConvertFlags:
     """hf: a Hugging Face folder. meta: consolidated.00.pth and params.json. gguf: model.gguf."""
     output_dir: str
     """Folder to write; it must not exist yet."""
-    dtype: Literal["auto", "float32", "float16", "bfloat16", "q8_0"] = "auto"
+    dtype: DType = "auto"
     """Numbers of the result (auto: the model's own, and float32 where it mixes some or holds
     quantised ones; for gguf float16). q8_0 is for gguf alone."""
 
@@ -63,53 +66,54 @@ class VerifyFlags:
     """The adapter that must be in the weights ("": the one that DIR's certificate names)."""
     base_model: str = ""
     """With --adapter, the folder of its base ("": where the adapter says it is)."""
-    merge_base: Literal["dequantized", "original"] = "dequantized"
+    merge_base: MergeBase = "dequantized"
     """With --adapter trained on nf4: the base as it was in training, or as it was before."""
 
 
 def run_merge(args: list[str]) -> None:
     """Parse `suri merge`, write the folder and print its certificate; the last line is PASS."""
     flags = parse(MergeFlags, args, "suri merge")
-    if flags.to == "vllm":
-        _write_beside(flags)
+    run, base = Path(flags.run.strip()), _base(flags.base_model)
+    if flags.to != "vllm":
+        _write(flags, base, run, flags.merge_base)
         return
-    _write(flags, flags.base_model, Path(flags.run.strip()), flags.merge_base)
-
-
-def _write_beside(flags: MergeFlags) -> None:
-    """Write an adapter for vLLM; the last line is PASS."""
     from suri.export.vllm import write_vllm
-    from suri.model.weights import find_base
 
-    base = find_base(flags.base_model) if flags.base_model.strip() else None
     out = Path(flags.output_dir.strip())
-    print(*write_vllm(base, Path(flags.run.strip()), out), sep="\n")
+    print(*write_vllm(base, run, out), sep="\n")
     print(f"PASS vllm {out}")
 
 
 def run_convert(args: list[str]) -> None:
     """Parse `suri convert`, write the folder and print its certificate; the last line is PASS."""
     flags = parse(ConvertFlags, args, "suri convert")
-    _write(flags, flags.source)
+    from suri.model.weights import find_base
+
+    _write(flags, find_base(flags.source))
+
+
+def _base(name: str) -> Path | None:
+    """The base of that name; None for "", where the adapter says it."""
+    from suri.model.weights import find_base
+
+    return find_base(name) if name.strip() else None
 
 
 def _write(
     flags: MergeFlags | ConvertFlags,
-    base: str,
+    base: Path | None,
     adapter: Path | None = None,
-    merge_base: "MergeBaseName" = "dequantized",
+    merge_base: MergeBase = "dequantized",
 ) -> None:
-    """Write the folder that the flags name, of a base (of a merge: "" for the recorded one)."""
+    """Write the folder that the flags name."""
     from suri.export.gguf import write_gguf
     from suri.export.hf import write_hf
     from suri.export.meta import write_meta
-    from suri.model.weights import find_base
 
     write = {"hf": write_hf, "meta": write_meta, "gguf": write_gguf}[flags.to]
     out = Path(flags.output_dir.strip())
-    found = find_base(base) if base.strip() or adapter is None else None
     with _bar() as report:
-        certificate = write(found, adapter, out, flags.dtype, merge_base=merge_base, report=report)
+        certificate = write(base, adapter, out, flags.dtype, merge_base=merge_base, report=report)
     print(*certificate.checks, *certificate.notes, sep="\n")
     print(f"PASS {flags.to} {out}")
 
@@ -119,38 +123,28 @@ def run_verify(args: list[str]) -> None:
     flags = parse(VerifyFlags, args, "suri verify")
     from suri.errors import Corrupt
     from suri.export.certify import verify
+    from suri.export.others import certify_other
 
-    folder = Path(flags.folder.strip())
-    if flags.adapter.strip():
-        _verify_other(folder, flags)
-        return
+    folder, adapter = Path(flags.folder.strip()), flags.adapter.strip()
     with _bar() as report:
-        certificate, left_out = verify(folder, report)
-    print("ok   every file has its checksum")
-    notes = [*certificate.notes, *([f"note: {left_out}"] if left_out else [])]
-    print(*certificate.checks, *notes, sep="\n")
+        if adapter:
+            certificate = certify_other(
+                folder,
+                Path(adapter),
+                _base(flags.base_model),
+                merge_base=flags.merge_base,
+                report=report,
+            )
+            lines: list[object] = [*certificate.checks]
+        else:
+            certificate, left_out = verify(folder, report)
+            lines = ["ok   every file has its checksum", *certificate.checks, *certificate.notes]
+            lines += [f"note: {left_out}"] if left_out else []
+    print(*lines, sep="\n")
+    if not certificate.passed and adapter:
+        raise Corrupt(f"{folder} is not this base with this adapter")
     if not certificate.passed:
         raise Corrupt(f"{folder} no longer gives the logits of what it was made from")
-    print(f"PASS {certificate.to} {folder}")
-
-
-def _verify_other(folder: Path, flags: VerifyFlags) -> None:
-    """Print the checks of a folder that somebody else wrote; raises Corrupt where one fails."""
-    from suri.errors import Corrupt
-    from suri.export.others import certify_other
-    from suri.model.weights import find_base
-
-    with _bar() as report:
-        certificate = certify_other(
-            folder,
-            Path(flags.adapter.strip()),
-            find_base(flags.base_model) if flags.base_model.strip() else None,
-            merge_base=flags.merge_base,
-            report=report,
-        )
-    print(*certificate.checks, sep="\n")
-    if not certificate.passed:
-        raise Corrupt(f"{folder} is not this base with this adapter")
     print(f"PASS {certificate.to} {folder}")
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from suri.cli.curve import two_curves
+from suri.cli.curve import room_of, two_curves
 from suri.cli.flags import parse
 from suri.errors import UsageError
 from suri.files import readable_bytes
@@ -23,7 +23,7 @@ class RunsCommand:
     """List runs; or, given two run folders, set them side by side, their curves over each other."""
 
     places: tyro.conf.Positional[
-        Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER", name="")]
+        Annotated[tuple[Path, ...], tyro.conf.arg(metavar="[FOLDER]", name="")]
     ] = field(default_factory=lambda: (Path(),))
     """A folder to look below (here, unless you say), or two run folders."""
     where: tuple[str, ...] = ()
@@ -47,20 +47,9 @@ def _list(console: Console, runs: list[RunEntry], place: Path) -> None:
         console.print(f"no runs below {escape(str(place.resolve()))}")
         return
     table = Table(box=None, pad_edge=False)
-    for name in (
-        "run",
-        "when",
-        "state",
-        "base",
-        "method",
-        "rows",
-        "steps",
-        "loss",
-        "tok/s",
-        "peak",
-    ):
-        right = name in ("rows", "steps", "tok/s", "peak")
-        table.add_column(name, justify="right" if right else "left", overflow="fold")
+    numbers = ("rows", "steps", "tok/s", "peak")
+    for name in ("run", "when", "state", "base", "method", "rows", "steps", "loss", *numbers[2:]):
+        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
     for run in runs:
         table.add_row(*map(escape, _row(run, place)))
     console.print(table)
@@ -101,9 +90,5 @@ def _side_by_side(console: Console, one: RunEntry, other: RunEntry) -> None:
         table.add_row(name, *(readable_figure(name, found.get(name)) for found in figures))
     console.print(table)
     console.print("[dim]settings that are not named are the same[/]")
-    lines = two_curves(
-        one.metrics, other.metrics, width=min(60, console.width - 11),
-        ascii_only=console.options.ascii_only,
-    )  # fmt: skip
-    for line in lines:
+    for line in two_curves(one.metrics, other.metrics, **room_of(console)):
         console.print(line)

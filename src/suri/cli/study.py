@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -30,7 +30,7 @@ from suri.study.wording import number
 class StudyCommand:
     """LoRA, 8-bit and QLoRA over sizes of data. The same command goes on with what was cut."""
 
-    plan: Path
+    plan: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="PLAN")]]
     """TOML file with [recipe] and [study]: lists of quantize, rows, seeds, and of any setting."""
     output_dir: str = ""
     """Folder for the results ("": the plan's name, here)."""
@@ -46,10 +46,10 @@ class StudyCommand:
 class ReportCommand:
     """Write the report of results: HTML, Word and PDF, in English or Chinese."""
 
-    folders: tyro.conf.Positional[tuple[Path, ...]]
+    folders: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDERS")]]
     """Folders that `suri compare` or `suri study` wrote; several make one report."""
-    language: str = "en"
-    """en or zh."""
+    language: Literal["en", "zh"] = "en"
+    """Of the report."""
     formats: str = "html,docx,pdf"
     """What to write, with commas between."""
     output_dir: str = ""
@@ -65,7 +65,7 @@ def run_compare(argv: list[str]) -> None:
 
 def run_study(argv: list[str]) -> None:
     """Parse and run `suri study PLAN.toml`."""
-    asked = parse(StudyCommand, argv, "suri study", positional=True)
+    asked = parse(StudyCommand, argv, "suri study")
     folder = Path(asked.output_dir.strip() or asked.plan.stem)
     plan, console = read_plan(asked.plan), Console(highlight=False)
     with _executor(asked, console) as on:

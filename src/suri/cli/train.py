@@ -18,26 +18,22 @@ from rich.progress import (
 )
 from rich.prompt import Confirm
 
-from suri.cli.curve import loss_curve
-from suri.cli.flags import parse
+from suri.cli.curve import loss_curve, room_of
+from suri.cli.flags import parse_recipe
+from suri.data.findings import shortened
 from suri.files import readable_bytes
-from suri.recipe import ALPACA_LORA, GREEDY, Recipe, recipe_from_toml, with_settings
+from suri.recipe import ALPACA_LORA, GREEDY, Recipe, with_settings
 
 NOT_USED = ("--wandb_watch", "--wandb_log_model")
 
 
 def run(argv: list[str]) -> None:
-    """Parse `suri train`; `--recipe FILE` gives the values that flags then override."""
-    start, words = Recipe(), ["train", *argv]
-    if "--recipe" in argv:
-        place = argv.index("--recipe")
-        start = recipe_from_toml(Path(argv[place + 1]))
-        argv = argv[:place] + argv[place + 2 :]
-    _train(parse(Recipe, argv, "suri train", default=start), words)
+    """Parse `suri train` and train."""
+    _train(parse_recipe(Recipe, argv, "suri train"), ["train", *argv])
 
 
 def run_finetune(argv: list[str]) -> None:
-    """Parse alpaca-lora's command, with its defaults."""
+    """Parse alpaca-lora's command, with its defaults, and train."""
     start = with_settings(Recipe(), ALPACA_LORA, "alpaca-lora's defaults")
     kept: list[str] = []
     words = iter(argv)
@@ -47,7 +43,7 @@ def run_finetune(argv: list[str]) -> None:
             print(f"note: {word} is not used; wandb gets the figures alone")
         else:
             kept.append(word)
-    _train(parse(Recipe, kept, "finetune.py", default=start), ["finetune", *kept])
+    _train(parse_recipe(Recipe, kept, "finetune.py", start), ["finetune", *kept])
 
 
 def _train(recipe: Recipe, words: list[str]) -> None:
@@ -100,7 +96,8 @@ class Screen:
             disable=not self.live,
         )
         self.steps = 1
-        self.task: TaskID | None = None
+        self.task: TaskID
+        """From the event `start` on, which comes before all that move the bar."""
         self.losses: deque[float] = deque(maxlen=10)
         self.held_out = ""
 
@@ -119,7 +116,7 @@ class Screen:
 
     def _batch(self, numbers: dict[str, Any]) -> None:
         done = numbers["step"] - 1 + numbers["part"] / numbers["parts"]
-        self._update(completed=done)
+        self.progress.update(self.task, completed=done)
 
     def _step(self, numbers: dict[str, Any]) -> None:
         self.losses.append(numbers["train/loss"])
@@ -130,7 +127,7 @@ class Screen:
             f"  {numbers['train/tokens_per_second']:.0f} tok/s"
             f"  {readable_bytes(numbers['memory/peak_bytes'])}"
         )
-        self._update(completed=numbers["step"], figures=figures)
+        self.progress.update(self.task, completed=numbers["step"], figures=figures)
         if not self.live and numbers["step"] % max(1, self.steps // 20) == 0:
             left = numbers["seconds"] / numbers["step"] * (self.steps - numbers["step"])
             line = f"step {numbers['step']}/{self.steps}  {figures}  {left:.0f} s left"
@@ -150,10 +147,6 @@ class Screen:
                 f"    [cyan]{_short(sample['answer'], 60)}[/]"
                 f"   [dim]expected: {_short(sample['expected'], 40)}[/]"
             )
-
-    def _update(self, **values: Any) -> None:
-        if self.task is not None:
-            self.progress.update(self.task, **values)
 
     def finish(self, folder: Path, result: dict[str, Any]) -> None:
         """Say what came out and what to do with it."""
@@ -178,15 +171,10 @@ class Screen:
         from suri.reading import read_json_lines
         from suri.train.run_folder import METRICS
 
-        recorded = read_json_lines(folder / METRICS)
-        width = min(60, self.console.width - 11)
-        ascii_only = self.console.options.ascii_only
-        lines = loss_curve(recorded, width=width, ascii_only=ascii_only)
-        for line in lines:
+        for line in loss_curve(read_json_lines(folder / METRICS), **room_of(self.console)):
             self.console.print(line, markup=False, no_wrap=True)
 
 
 def _short(text: str, width: int) -> str:
-    """One line of at most `width` characters, safe to print."""
-    line = " ".join(text.split())
-    return escape(line if len(line) <= width else line[: width - 1] + "…")
+    """One line of at most `width` characters, safe to print whatever a model wrote."""
+    return escape(shortened(" ".join(text.split()), width))

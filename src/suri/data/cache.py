@@ -3,15 +3,16 @@
 import hashlib
 import json
 import shutil
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from suri.data.encode import Encoder, Rules
-from suri.data.examples import Encoded, Examples
+from suri.data.examples import ARRAYS, Encoded, Examples
 from suri.data.prompt import Prompt
 from suri.data.split import Table
 from suri.data.tokenizer import Tokenizer
@@ -23,7 +24,6 @@ from suri.reading import read_json
 FORMAT = 1
 KEPT = 12
 """Data sets that stay; those not used for longest are removed."""
-ARRAYS = {"ids": "<i4", "learned": "?", "lengths": "<i4", "rows": "<i8"}
 
 
 def encode_table(table: Table, tokenizer: Tokenizer, prompt: Prompt, rules: Rules) -> Encoded:
@@ -43,7 +43,7 @@ def encode_table(table: Table, tokenizer: Tokenizer, prompt: Prompt, rules: Rule
 
 
 def _key(table: Table, tokenizer: Tokenizer, prompt: Prompt, rules: Rules) -> str:
-    how = [type(prompt).__name__, asdict(cast(Any, prompt)), asdict(rules)]
+    how = [type(prompt).__name__, asdict(prompt), asdict(rules)]
     parts = [FORMAT, table.digest, tokenizer.fingerprint, *how]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
@@ -67,14 +67,11 @@ def _make(folder: Path, table: Table, encoder: Encoder) -> None:
 
 
 def _write(folder: Path, table: Table, encoder: Encoder) -> None:
-    files = {name: (folder / f"{name}.bin").open("wb") for name in ARRAYS}
-    try:
+    with ExitStack() as stack:
+        files = {name: stack.enter_context((folder / f"{name}.bin").open("wb")) for name in ARRAYS}
         for block in encoder.blocks(table):
             for name, kind in ARRAYS.items():
                 files[name].write(getattr(block, name).astype(kind).tobytes())
-    finally:
-        for file in files.values():
-            file.close()
     counts = {"counts": dict(encoder.counts), "left_out": encoder.left_out}
     write_json(folder / "counts.json", counts)
     write_manifest(folder)

@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 
 from suri.data.records import Record
 from suri.data.tokenizer import Tokenizer
-from suri.errors import Corrupt, UsageError
+from suri.errors import UsageError
 from suri.files import write_json
+from suri.reading import well_formed
 
 PROMPT_FILE = "prompt.json"
 MAX_LENGTH = 1_000_000  # of a template: bytes of a file, characters of a text
@@ -102,18 +103,13 @@ def chat_prompt(template: str, tokenizer: Tokenizer) -> ChatPrompt:
 
 def saved_chat_prompt(value: dict[str, Any], path: Path) -> ChatPrompt:
     """The prompt that `save` wrote; raises Corrupt when the values are no such prompt."""
-    try:
+    with well_formed(path, "a saved chat template"):
         template, names, special = value["chat_template"], value["names"], value["special_tokens"]
         texts = [template, names["eos_token"], *names.keys(), *names.values(), *special]
         today = date.fromisoformat(value["today"]).isoformat()
-        if (
-            not all(isinstance(text, str) for text in texts)
-            or len(template) > MAX_LENGTH
-            or (not isinstance(special, list))
-        ):
-            raise ValueError
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise Corrupt(f"{path} is not a saved chat template") from None
+        are_texts = isinstance(special, list) and all(isinstance(text, str) for text in texts)
+        if not are_texts or len(template) > MAX_LENGTH:
+            raise ValueError("not a template of at most 1 MB with names of tokens")
     return ChatPrompt(template, tuple(sorted(names.items())), tuple(special), today)
 
 

@@ -1,17 +1,18 @@
 """Checking a set of rows from end to end: problems, oddities, lengths, and a mended copy."""
 
+import re
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from suri.data.clean import cleaned
-from suri.data.findings import Findings
+from suri.data.findings import KINDS, Findings
 from suri.data.lengths import LengthMeter, Lengths
 from suri.data.prompt import Prompt
-from suri.data.records import Record, stream_records, write_records
-from suri.data.split import drawn, held_out_count, survey_of
+from suri.data.records import CONTROL, MERGED, NO_INPUT, Record, stream_records, write_records
+from suri.data.split import drawn, survey_of
 from suri.data.survey import Survey
 from suri.data.tokenizer import Tokenizer
 from suri.files import replacing
@@ -70,21 +71,18 @@ def check_rows(
         rows = stream_records(source, survey.findings, columns=columns)
         kept = _kept(rows, survey, changes)
         passing = meter.through(kept) if meter else kept
-        written = 0
         if fix and changes:
             write_records(fix, passing)
-            written = survey.rows - changes.left_out
             changes.fatal(survey.findings)
         else:
-            for _ in passing:
-                pass
+            deque(passing, maxlen=0)
     _note_overlap(survey, held_out, columns)
     return Report(
         source,
         survey.rows,
         survey.findings,
         meter.lengths() if meter else None,
-        written if fix else None,
+        survey.rows - changes.left_out if changes else None,
         changes.count if changes else 0,
     )
 
@@ -102,7 +100,7 @@ class _Changes:
 
     def fatal(self, findings: Findings) -> None:
         for each in findings.kept:
-            if each.as_json()["fatal"]:
+            if KINDS[each.kind].fatal:
                 self.add(each.place or "file", [f"left out: {each}"])
 
 
@@ -125,7 +123,43 @@ def _kept(
 def _note_overlap(survey: Survey, held_out: str | tuple[float, int], columns: str) -> None:
     if isinstance(held_out, str):
         survey.note_overlap_with(survey_of(held_out, columns))
-    elif survey.rows:
-        size, seed = held_out
-        count = min(held_out_count(size, survey.rows), survey.rows - 1)
-        survey.note_overlap({int(i) for i in drawn(survey.rows, count, seed)})
+    else:
+        val_set_size, seed = held_out
+        survey.note_overlap(drawn(val_set_size, survey.rows, seed))
+
+
+def cleaned(record: Record, *, is_new: bool = True) -> tuple[Record | None, list[str]]:
+    """The record as it should be, or None where it should not be there, and what was changed.
+
+    What can be mended without guessing is; what cannot is left out.
+    """
+    if not is_new:
+        return None, ["left out: the same as an earlier row"]
+    changes: list[str] = []
+    texts = {}
+    for field in ("instruction", "input", "output", "system"):
+        texts[field] = _cleaned_text(getattr(record, field), field, changes)
+    if NO_INPUT.fullmatch(texts["input"]):
+        changes.append(f"input: {texts['input']!r} is now empty")
+        texts["input"] = ""
+    turns = [
+        tuple(_cleaned_text(text, "history", changes) for text in turn) for turn in record.history
+    ]
+    if not texts["output"].strip():
+        return None, ["left out: an empty response"]
+    if not texts["instruction"].strip():
+        return None, ["left out: no instruction but control characters"]
+    if any(MERGED.search(text) for text in texts.values()):
+        return None, ["left out: another instruction inside the text"]
+    history = tuple((question, answer) for question, answer in turns)
+    return replace(record, **texts, history=history), changes
+
+
+def _cleaned_text(text: str, field: str, changes: list[str]) -> str:
+    lines = re.sub("\r\n?", "\n", text)
+    if lines != text:
+        changes.append(f"{field}: Windows line ends")
+    plain = CONTROL.sub("", lines)
+    if plain != lines:
+        changes.append(f"{field}: {len(lines) - len(plain)} control characters")
+    return plain

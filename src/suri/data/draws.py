@@ -163,7 +163,7 @@ def pluralise(noun: str) -> str:
 
 
 Draw = Callable[[Pick], tuple[str, str]]
-DRAWS: dict[str, Draw] = {
+SKILLS: dict[str, Draw] = {
     draw.__name__: draw
     for draw in (
         *(sentiment, kind, opposite, plural, classifier, date, person, swap, digits),

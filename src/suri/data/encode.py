@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from suri.data.examples import Encoded, Examples
+from suri.data.examples import ARRAYS, Encoded, Examples
 from suri.data.findings import SHOWN
 from suri.data.prompt import Prompt, Special
 from suri.data.records import Record
@@ -45,15 +45,6 @@ class Made(NamedTuple):
     row: int
 
 
-class Block(NamedTuple):
-    """Some examples: ids and learned of all their tokens, the length and the row of each."""
-
-    ids: NDArray[np.int32]
-    learned: NDArray[np.bool_]
-    lengths: NDArray[np.int32]
-    rows: NDArray[np.int64]
-
-
 class Encoder:
     """Encodes rows block by block and counts what became of them.
 
@@ -68,15 +59,12 @@ class Encoder:
         self.left_out: list[int] = []
         self.too_long: list[int] = []
 
-    def blocks(self, rows: Iterable[tuple[int, Record]]) -> Iterator[Block]:
+    def blocks(self, rows: Iterable[tuple[int, Record]]) -> Iterator[Examples]:
         """Yield examples, some at a time; raises DataError where --overlong refuses rows."""
         rows = iter(rows)
         while piece := list(islice(rows, ROWS_AT_ONCE)):
             turns = tokenise([record for _, record in piece], self.tokenizer, self.prompt)
-            made = (
-                self._example(row, record, parts)
-                for (row, record), parts in zip(piece, turns, strict=True)
-            )
+            made = (self._example(*each, parts) for each, parts in zip(piece, turns, strict=True))
             yield _block([example for example in made if example is not None])
         if self.too_long:
             shown = ", ".join(str(row + 1) for row in self.too_long[:SHOWN])
@@ -86,7 +74,7 @@ class Encoder:
                 do="raise --cutoff_len, shorten them, or choose another --overlong",
             )
 
-    def _example(self, row: int, record: Record, turns: list[TurnIds]) -> "Made | None":
+    def _example(self, row: int, record: Record, turns: list[TurnIds]) -> Made | None:
         """Ids, which of them are learned, and the row; None where the row is left out."""
         self.counts["rows"] += 1
         cutoff = self.rules.cutoff_len
@@ -167,7 +155,7 @@ def encode_records(
     """Encode records that fit in memory, numbered from 0."""
     encoder = Encoder(tokenizer, prompt, rules)
     blocks = [_block([]), *encoder.blocks(enumerate(records))]
-    arrays = [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
+    arrays = (np.concatenate([getattr(block, name) for block in blocks]) for name in ARRAYS)
     return Encoded(Examples(*arrays), dict(encoder.counts), encoder.left_out)
 
 
@@ -219,8 +207,8 @@ def _length(turns: list[TurnIds]) -> int:
     return sum(len(turn.asked) + len(turn.answer) for turn in turns)
 
 
-def _block(examples: list[Made]) -> Block:
-    return Block(
+def _block(examples: list[Made]) -> Examples:
+    return Examples(
         np.frombuffer(b"".join(each.ids.tobytes() for each in examples), dtype=np.int32),
         np.frombuffer(b"".join(each.learned.tobytes() for each in examples), dtype=np.bool_),
         np.array([len(each.ids) for each in examples], dtype=np.int32),

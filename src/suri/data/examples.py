@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 NOT_LEARNED = -100
+ARRAYS = {"ids": "<i4", "learned": "?", "lengths": "<i4", "rows": "<i8"}
+"""What `Examples` are made of, and the type of each on disk."""
 
 
 @dataclass(frozen=True, eq=False)

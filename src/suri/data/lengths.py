@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from suri.data.encode import ROWS_AT_ONCE, TurnIds, tokenise
+from suri.data.encode import ROWS_AT_ONCE, tokenise
 from suri.data.prompt import Prompt
 from suri.data.records import Record
 from suri.data.tokenizer import Tokenizer
@@ -92,14 +92,12 @@ class LengthMeter:
         return Lengths(*np.concatenate(self.parts, axis=1)) if self.parts else None
 
     def _measured(self, records: list[Record]) -> NDArray[np.int32]:
-        turns = self._turns(records)
+        turns = tokenise(records, self.tokenizer, self.prompt)
         total = [sum(len(part) for turn in each for part in turn) for each in turns]
         longer = [i for i, record in enumerate(records) if record.input or record.history]
-        bare = self._turns([replace(records[i], input="", history=()) for i in longer])
+        without = [replace(records[i], input="", history=()) for i in longer]
+        bare = tokenise(without, self.tokenizer, self.prompt)
         shortest = list(total)
         for i, (turn,) in zip(longer, bare, strict=True):
             shortest[i] = len(turn.asked) + len(turn.answer)
         return np.array([total, shortest, [len(each[-1].answer) for each in turns]], dtype=np.int32)
-
-    def _turns(self, records: list[Record]) -> list[list[TurnIds]]:
-        return tokenise(records, self.tokenizer, self.prompt)

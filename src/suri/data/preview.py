@@ -55,10 +55,13 @@ def write_page(path: Path, title: str, rows: Sequence[tuple[int, Sequence[Piece]
 
 
 def _row(number: int, pieces: Sequence[Piece]) -> str:
+    return f"<h2>Row {number}</h2><p>{learned_part(pieces)}</p><pre>{marked(pieces)}</pre>"
+
+
+def learned_part(pieces: Sequence[Piece]) -> str:
+    """How many of the tokens are learned, as a sentence."""
     learned = sum(piece.tokens for piece in pieces if piece.learned)
-    tokens = sum(piece.tokens for piece in pieces)
-    said = f"<p>{learned} of {tokens} tokens are learned</p>"
-    return f"<h2>Row {number}</h2>{said}<pre>{marked(pieces)}</pre>"
+    return f"{learned} of {sum(piece.tokens for piece in pieces)} tokens are learned"
 
 
 def marked(pieces: Sequence[Piece]) -> str:

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from suri.data.chat_template import (
     MAX_LENGTH,
@@ -27,28 +27,6 @@ DEFAULT = "alpaca"
 TEMPLATES = Path(__file__).with_name("templates")
 
 
-class Prompt(Protocol):
-    """How a record is put to a model."""
-
-    @property
-    def name(self) -> str:
-        """The template's name."""
-        ...
-
-    @property
-    def adds_bos(self) -> bool:
-        """Encoding puts the tokenizer's BOS, if it has one, before the first turn."""
-        ...
-
-    def turns(self, record: Record) -> list[Turn]:
-        """One turn for each of the history, then the record's own; EOS follows every answer."""
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Write prompt.json, which `read_prompt` reads."""
-        ...
-
-
 @dataclass(frozen=True)
 class TextPrompt:
     """A template in two variants, each up to where the response starts.
@@ -62,11 +40,8 @@ class TextPrompt:
     with_input: str
     without_input: str
     next_turn: str = ""
-
-    @property
-    def adds_bos(self) -> bool:
-        """Always."""
-        return True
+    adds_bos: ClassVar[bool] = True
+    """Encoding puts the tokenizer's BOS, if it has one, before the first turn."""
 
     def render(self, record: Record) -> str:
         """The prompt text of a record by itself, without the response."""
@@ -90,6 +65,10 @@ class TextPrompt:
         if not self.next_turn:
             return "\n\n" + self.render(record)
         return _fill(self.next_turn, {"{instruction}": question_of(record)})
+
+
+Prompt = TextPrompt | ChatPrompt
+"""How a record is put to a model: as turns, of which EOS ends each."""
 
 
 def find_prompt(name_or_path: str, tokenizer: Tokenizer | None = None) -> Prompt:

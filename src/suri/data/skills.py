@@ -5,19 +5,17 @@ from itertools import islice
 from random import Random
 from typing import TypeVar
 
-from suri.data.draws import DRAWS, Pick
-from suri.data.phrasings import PHRASINGS
+from suri.data.draws import SKILLS, Pick
 from suri.data.records import Record
-from suri.data.words import ENGLISH
-from suri.data.words_zh import CHINESE
+from suri.data.words import read_words
 from suri.errors import UsageError
 
 LICENCE = "CC0-1.0"
+MOST_ROWS = 1_000_000
 HELD_OUT_PHRASINGS = 2
-SKILLS = DRAWS
+WORDS = {language: read_words(language) for language in ("en", "zh")}
 BOTH = "both"
-LANGUAGES = (*PHRASINGS, BOTH)
-WORDS = {"en": ENGLISH, "zh": CHINESE}
+LANGUAGES = (*WORDS, BOTH)
 
 ROUNDS = 4
 
@@ -44,13 +42,15 @@ def draw_rows(
     """
     if language not in LANGUAGES:
         raise UsageError(f"no rows in language {language!r}", do=f"one of {', '.join(LANGUAGES)}")
-    chosen = tuple(PHRASINGS) if language == BOTH else (language,)
-    most = sum(count_rows(name, one, held_out) for one in chosen for name in PHRASINGS[one])
+    chosen = tuple(WORDS) if language == BOTH else (language,)
+    skills = {one: tuple(WORDS[one].phrasings) for one in chosen}
+    most = sum(count_rows(name, one, held_out) for one in chosen for name in skills[one])
     if rows > most:
-        raise UsageError(f"{rows} rows are too many", found=f"{most} that differ", do="ask fewer")
+        raise UsageError(
+            f"{rows} rows are too many", found=f"{most} that differ", do="ask for fewer"
+        )
     languages = [
-        in_turn([_skill_rows(name, one, seed, held_out) for name in PHRASINGS[one]])
-        for one in chosen
+        in_turn([_skill_rows(name, one, seed, held_out) for name in skills[one]]) for one in chosen
     ]
     return islice(in_turn(languages), rows)
 
@@ -58,7 +58,7 @@ def draw_rows(
 def count_rows(name: str, language: str, held_out: bool) -> int:
     """How many different rows a skill has."""
     pick = Pick(WORDS[language], held_out)
-    _row(name, language, pick)
+    _row(name, pick)
     return pick.size
 
 
@@ -101,11 +101,11 @@ def _skill_rows(name: str, language: str, seed: int, held_out: bool) -> Iterator
     size = count_rows(name, language, held_out)
     random = Random(f"{seed} {language} {name}{' held out' * held_out}")
     for number in shuffle(size, random):
-        yield _row(name, language, Pick(WORDS[language], held_out, number))
+        yield _row(name, Pick(WORDS[language], held_out, number))
 
 
-def _row(name: str, language: str, pick: Pick) -> Record:
-    asked = PHRASINGS[language][name]
+def _row(name: str, pick: Pick) -> Record:
+    asked = pick.words.phrasings[name]
     mine = asked[-HELD_OUT_PHRASINGS:] if pick.held_out else asked[:-HELD_OUT_PHRASINGS]
     phrasing = pick.any(mine)
     content, answer = SKILLS[name](pick)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from suri.data.findings import Findings
 from suri.data.records import Record, as_row, stream_records
-from suri.data.skills import LANGUAGES, LICENCE, draw_rows, make_rows
+from suri.data.skills import LANGUAGES, LICENCE, MOST_ROWS, draw_rows, make_rows
 from suri.data.survey import Survey
 from suri.errors import UsageError
 from suri.manifest import sha256
 from suri.recipe import BUNDLED, Recipe
 
 BUNDLED_ROWS = 400
-MOST_BUNDLED = 1_000_000
 LICENCES = {
     "alpaca_data.json": "CC BY-NC 4.0 (Stanford Alpaca)",
     "alpaca_data_cleaned_archive.json": "CC BY-NC 4.0 (a cleaned Stanford Alpaca)",
@@ -82,8 +82,8 @@ def load_rows(recipe: Recipe) -> Rows:
     if recipe.val_set_path:
         return _named_rows(recipe, survey, facts)
     asked = held_out_count(recipe.val_set_size, survey.rows)
-    count = min(asked, survey.rows - 1)
-    chosen = {int(i) for i in drawn(survey.rows, count, recipe.seed)}
+    chosen = drawn(recipe.val_set_size, survey.rows, recipe.seed)
+    count = len(chosen)
     held_out = [record for i, record in _all(source, recipe.columns) if i in chosen]
     split = f"{count} of {survey.rows} rows drawn with seed {recipe.seed}"
     if count < asked:
@@ -105,9 +105,10 @@ def survey_of(source: str, columns: str = "") -> Survey:
     return survey
 
 
-def drawn(rows: int, count: int, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The indices of the rows to hold out: int64 [count]."""
-    return np.random.default_rng(seed).permutation(rows)[:count]
+def drawn(val_set_size: float, rows: int, seed: int) -> frozenset[int]:
+    """The indices of the rows to hold out; at least one row is left to train."""
+    count = min(held_out_count(val_set_size, rows), rows - 1)
+    return frozenset(np.random.default_rng(seed).permutation(rows)[:count].tolist())
 
 
 def sha256_of(source: str) -> str:
@@ -115,11 +116,12 @@ def sha256_of(source: str) -> str:
     return sha256(Path(source)) if Path(source).is_file() else ""
 
 
-def _all(source: str, columns: str, without: Iterable[int] = ()) -> Iterator[tuple[int, Record]]:
+def _all(
+    source: str, columns: str, without: frozenset[int] = frozenset()
+) -> Iterator[tuple[int, Record]]:
     """All records that were checked before, by index."""
-    left_out = frozenset(without)
-    rows = stream_records(source, Survey().findings, columns=columns)
-    return ((i, record) for i, (_, record) in enumerate(rows) if i not in left_out)
+    rows = stream_records(source, Findings(), columns=columns)
+    return ((i, record) for i, (_, record) in enumerate(rows) if i not in without)
 
 
 def _named_rows(recipe: Recipe, survey: Survey, facts: dict[str, Any]) -> Rows:
@@ -165,11 +167,11 @@ def _bundled(data_path: str) -> tuple[int, str]:
     """Rows and language of `bundled`, `bundled:ROWS` or `bundled:ROWS:LANGUAGE`."""
     _, number, language = (*data_path.split(":", 2), "", "")[:3]
     number, language = number or str(BUNDLED_ROWS), language or LANGUAGES[0]
-    is_number = number.isascii() and number.isdigit() and 1 <= int(number) <= MOST_BUNDLED
+    is_number = number.isascii() and number.isdigit() and 1 <= int(number) <= MOST_ROWS
     if not is_number or language not in LANGUAGES:
         raise UsageError(
             f"{data_path} is not of the form {BUNDLED}:ROWS:LANGUAGE",
-            do=f"say {BUNDLED}:400 or {BUNDLED}:400:zh (1 to {MOST_BUNDLED} rows; "
+            do=f"say {BUNDLED}:400 or {BUNDLED}:400:zh (1 to {MOST_ROWS} rows; "
             f"{', '.join(LANGUAGES)})",
         )
     return int(number), language

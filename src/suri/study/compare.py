@@ -29,11 +29,11 @@ class Comparison:
     """Base, adapter and merged models, side by side."""
 
     run: Path
-    """Run folder of a finished training; or a TOML file with [recipe], that trains one, and
-    [compare]."""
+    """Run folder of a finished training,
+    or a TOML file with [recipe], that trains one, and [compare]."""
     ways: str = ""
-    """What to compare, with commas between ("": base,adapter,hf,meta,int8,nf4; all: every way
-    there is)."""
+    """What to compare, with commas between
+    ("": base,adapter,hf,meta,int8,nf4; all: every way there is)."""
     engines: str = "suri"
     """What runs them: the first runs all ways, the others (transformers) adapter and merged HF."""
     dtypes: str = "float32"
@@ -52,7 +52,7 @@ class Comparison:
     merged_meta: str = ""
     """The same for a Meta model."""
     device: str = "auto"
-    """cpu, cuda, or auto."""
+    """cpu, cuda, or auto: a GPU where torch can use one."""
     repeats: int = 1
     """Processes that each way is timed in, in turns; 3 or more support claims about speed."""
 
