@@ -3,11 +3,12 @@
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from suri.errors import UsageError
+from suri.study.packages import package
 
 PAINTS = {
     "ink": ("#010101", "#1b1f24"),
@@ -92,22 +93,13 @@ class Line:
 
 def bar_figure(name: str, rows: Sequence[tuple[str, int]], panels: Sequence[Panel]) -> str:
     """Panels side by side that share their rows; a row is its label and its series."""
-    plt = _pyplot()
-    with plt.rc_context(STYLE | {"svg.hashsalt": name}):
-        figure, axes = plt.subplots(
-            1,
-            len(panels),
-            squeeze=False,
-            sharey=True,
-            figsize=(9.2, 0.75 + 0.38 * len(rows)),
-            layout="constrained",
-        )
-        places = range(len(rows))
-        for axis, panel in zip(axes[0], panels, strict=True):
+    with _drawing(name, 9.2, 0.75 + 0.38 * len(rows)) as figure:
+        axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+        for axis, panel in zip(axes, panels, strict=True):
             _draw_bars(axis, rows, panel)
-        axes[0][0].set_yticks(list(places), [label for label, _ in rows])
-        axes[0][0].invert_yaxis()
-        return _svg(plt, figure)
+        axes[0].set_yticks(range(len(rows)), [label for label, _ in rows])
+        axes[0].invert_yaxis()
+        return _svg(figure)
 
 
 def _draw_bars(axis: Any, rows: Sequence[tuple[str, int]], panel: Panel) -> None:
@@ -145,9 +137,8 @@ def line_figure(
 
     With `x_names` the points stand at 0, 1, ... under these names, a little apart from each other.
     """
-    plt = _pyplot()
-    with plt.rc_context(STYLE | {"svg.hashsalt": name}):
-        figure, axis = plt.subplots(figsize=(9.2, 3.4), layout="constrained")
+    with _drawing(name, 9.2, 3.4) as figure:
+        axis = figure.subplots()
         axis.grid(visible=True, axis="y")
         axis.tick_params(length=0)
         for place, line in enumerate(lines):
@@ -161,7 +152,7 @@ def line_figure(
             axis.set_xticks(range(len(x_names)), x_names)
             axis.set_xlim(-0.3, len(x_names) - 0.7)
         axis.legend()
-        return _svg(plt, figure)
+        return _svg(figure)
 
 
 def _draw_line(axis: Any, line: Line, aside: float) -> None:
@@ -182,13 +173,14 @@ def _draw_line(axis: Any, line: Line, aside: float) -> None:
 
 def heat_figure(name: str, names: Sequence[str], shares: Sequence[Sequence[float]]) -> str:
     """Shares from 0 to 1 of every two of the names, as a square of percentages."""
-    plt = _pyplot()
     size = 1.6 + 0.55 * len(names)
-    with plt.rc_context(STYLE | {"svg.hashsalt": name}):
-        figure, axis = plt.subplots(figsize=(max(6.5, 2.4 * size), size), layout="constrained")
+    with _drawing(name, max(6.5, 2.4 * size), size) as figure:
+        from matplotlib.patches import Rectangle
+
+        axis = figure.subplots()
         for row, line in enumerate(shares):
             for column, share in enumerate(line):
-                square = plt.Rectangle((column - 0.5, row - 0.5), 1, 1)
+                square = Rectangle((column - 0.5, row - 0.5), 1, 1)
                 square.set(facecolor=PAINTS["c1"][0], alpha=0.08 + 0.55 * share, linewidth=0)
                 axis.add_patch(square)
                 text = f"{100 * share:.0f}"
@@ -198,9 +190,8 @@ def heat_figure(name: str, names: Sequence[str], shares: Sequence[Sequence[float
         axis.tick_params(length=0)
         axis.set_yticks(range(len(names)), names)
         axis.set_xticks(range(len(names)), names, rotation=25, ha="right")
-        for spine in axis.spines.values():
-            spine.set_visible(False)
-        return _svg(plt, figure)
+        axis.spines[:].set_visible(False)
+        return _svg(figure)
 
 
 def for_paper(svg: str) -> str:
@@ -210,14 +201,13 @@ def for_paper(svg: str) -> str:
     return svg
 
 
-def _svg(plt: Any, figure: Any) -> str:
+def _svg(figure: Any) -> str:
     """The drawing as one <svg> element: paints become the page's variables, ids are dropped."""
     stream = io.StringIO()
     with warnings.catch_warnings():
         # Text stays text: whoever shows the drawing brings the Chinese font that this lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
     svg = stream.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -228,14 +218,11 @@ def _svg(plt: Any, figure: Any) -> str:
     return svg
 
 
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError:
-        raise UsageError(
-            "figures need the package matplotlib", do="pip install 'suri[report]'"
-        ) from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+@contextmanager
+def _drawing(name: str, width: float, height: float) -> Iterator[Any]:
+    """An empty figure of that size in inches, in our style; the name makes its ids."""
+    matplotlib = package("matplotlib", "figures need")
+    from matplotlib.figure import Figure
 
-    return pyplot
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
+        yield Figure(figsize=(width, height), layout="constrained")

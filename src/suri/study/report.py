@@ -10,6 +10,7 @@ from suri.study.blocks import Document, Field, Section
 from suri.study.compare_sections import compare_findings, compare_part
 from suri.study.figures import for_paper
 from suri.study.language import speaking, tr
+from suri.study.packages import package
 from suri.study.render_html import write_html
 from suri.study.sections import reflections
 from suri.study.statements import Statement
@@ -52,6 +53,7 @@ def write_report(
 def _writer(name: str) -> Callable[[Document, Path], None]:
     """What writes a format; only its own packages are loaded."""
     if name == "docx":
+        package("docx", "Word reports need", "python-docx")
         from suri.study.render_docx import write_docx
 
         return write_docx
