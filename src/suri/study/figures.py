@@ -88,7 +88,6 @@ class Line:
     highs: Sequence[float] = ()
     faint: bool = False
     marked: bool = True
-    joined: bool = True
 
 
 def bar_figure(name: str, rows: Sequence[tuple[str, int]], panels: Sequence[Panel]) -> str:
@@ -158,16 +157,14 @@ def line_figure(
 def _draw_line(axis: Any, line: Line, aside: float) -> None:
     paint = PAINTS[SERIES[line.series]][0]
     xs = [x + aside for x in line.xs]
-    dash = DASHES[line.series] if line.joined else "none"
-    look = {"color": paint, "linestyle": dash, "label": line.label}
+    look = {"color": paint, "linestyle": DASHES[line.series], "label": line.label}
     if line.faint:
         axis.plot(xs, line.ys, **look | {"linestyle": "-", "linewidth": 1, "alpha": 0.55})
         return
     marker = {"marker": MARKERS[line.series], "markersize": 5} if line.marked else {}
     axis.plot(xs, line.ys, linewidth=2, **look, **marker)
-    if line.lows and line.joined:
-        axis.fill_between(xs, line.lows, line.highs, color=paint, alpha=0.13, linewidth=0)
     if line.lows:
+        axis.fill_between(xs, line.lows, line.highs, color=paint, alpha=0.13, linewidth=0)
         axis.vlines(xs, line.lows, line.highs, color=paint, linewidth=1)
 
 

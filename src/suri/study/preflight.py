@@ -8,12 +8,11 @@ from typing import Any
 
 import tomli_w
 
-from suri.errors import SuriError
 from suri.files import write_json, write_text
 from suri.reading import read_object
 from suri.recipe import recipe_from_toml, settings_of
 from suri.study.plan import DATA, Plan, Trial
-from suri.study.process import run_module
+from suri.study.process import as_program, run_module
 
 BUDGET = "budget.json"
 SAME_ROWS = "the first rows of one seeded order: a smaller set is the start of a larger one"
@@ -62,19 +61,14 @@ def held_equal(plan: Plan, budget: int, held_out: int) -> dict[str, str]:
     }
 
 
-def main(out: str, *recipes: str) -> int:
+def main(out: str, *recipes: str) -> None:
     """Hold every recipe against this machine; write the common budget, or say what does not fit."""
     from suri.train.prepare import fit_here, prepare
 
-    try:
-        fits = [fit_here(prepare(recipe_from_toml(Path(path)))) for path in recipes]
-    except SuriError as problem:
-        print("\n".join(problem.lines()), file=sys.stderr)
-        return problem.exit_code
+    fits = [fit_here(prepare(recipe_from_toml(Path(path)))) for path in recipes]
     budget = min(fit.recipe.token_budget for fit in fits)
     memory = {fit.recipe.quantize: fit.estimate.total for fit in fits}
     write_json(Path(out), {"token_budget": budget, "memory": memory})
-    return 0
 
 
 def with_budget(plan: Plan, budget: int) -> Plan:
@@ -83,4 +77,4 @@ def with_budget(plan: Plan, budget: int) -> Plan:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(as_program(main, sys.argv[1:]))

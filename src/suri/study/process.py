@@ -5,19 +5,28 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from suri.errors import Preempted, SuriError
-from suri.files import append_json_line, write_json
+from suri.errors import Preempted, SuriError, UsageError
+from suri.files import append_json_line, make_folder, write_json
 from suri.reading import read_object
 
 RECORD = "captures.jsonl"
 """One line for every process: command, where its output is, how long it took, its exit code."""
 SHOWN_LINES = 12
+
+
+def open_results(folder: Path, mark: str) -> None:
+    """Make a folder of results; in one that exists the folder `mark` says that it is ours."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_dir():
+        raise UsageError(
+            f"{folder} exists and holds something else", do="choose another --output_dir"
+        )
+    make_folder(folder / mark)
 
 
 class Failed(SuriError):
@@ -129,6 +138,16 @@ def _run(words: list[str], stream: IO[str]) -> int:
     if tie.told:  # in the meantime, by another thread
         tie.stop()
     return tie.process.wait()
+
+
+def as_program(work: Callable[..., None], words: Sequence[str]) -> int:
+    """The exit code of a module that runs as a program; a user's mistake is printed."""
+    try:
+        work(*words)
+    except SuriError as problem:
+        print("\n".join(problem.lines()), file=sys.stderr)
+        return problem.exit_code
+    return 0
 
 
 def measure(spec: dict[str, Any], work: Path, *, what: str, results: Path) -> dict[str, Any]:
