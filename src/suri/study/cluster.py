@@ -157,7 +157,8 @@ class RayExecutor(Executor):
             if one["Alive"]
         ]
         for report in filter(None, map(self._report, refs)):  # a node may be lost meanwhile
-            _raise_problem(report)
+            if problem := report.get("problem"):
+                raise problem
             if report["suri"] != version("suri"):
                 raise UsageError(
                     f"{report['where']} has Suri {report['suri']}, and here it is "
@@ -190,7 +191,8 @@ class RayExecutor(Executor):
             note_process(folder, entry)
         for entry in report.get("notes", []):
             note_attempt(folder, entry)
-        _raise_problem(report)
+        if problem := report.get("problem"):
+            raise problem
         return report["found"]
 
     def _stop(self, running: Mapping[Any, tuple[Trial, float]], folder: Path, say: Say) -> None:
@@ -271,10 +273,3 @@ def _lost(trial: Trial, started: float, times: int) -> node.Report:
         reason = f"every node that it ran on was lost, {times} in all"
         report["found"] = failed(trial, reason, 1)
     return report
-
-
-def _raise_problem(report: node.Report) -> None:
-    if problem := report.get("problem"):
-        error = SuriError(problem["what"], found=problem["found"], do=problem["do"])
-        error.exit_code = problem["exit_code"]
-        raise error

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from suri.study import way_tables
 from suri.study.blocks import (
     Figure,
     Sample,
@@ -31,16 +32,6 @@ from suri.study.statements import (
     quality_statements,
     speed_statements,
     threats,
-)
-from suri.study.way_tables import (
-    Ways,
-    agreement_figure,
-    agreement_table,
-    certificates,
-    quality_figure,
-    quality_table,
-    speed_figures,
-    speed_table,
 )
 
 STORED = {"nf4": "adapter_on_nf4", "int8": "adapter_on_int8"}
@@ -89,7 +80,7 @@ def compare_findings(summary: Summary) -> list[Statement]:
     return [*adapter, *agreement_statements(summary, merged)]
 
 
-def _main_ways(summary: Summary) -> Ways:
+def _main_ways(summary: Summary) -> way_tables.Ways:
     """The ways of the one engine and number format in which forms are compared."""
     return {name: way for name, way in summary["ways"].items() if way["is_main"]}
 
@@ -151,8 +142,8 @@ def _quality(summary: Summary) -> Section:
         tr("How good the answers are"),
         [
             Statements(quality_statements(summary, (ADAPTER,))),
-            quality_figure(ways),
-            quality_table(ways),
+            way_tables.quality_figure(ways),
+            way_tables.quality_table(ways),
         ],
     )
 
@@ -166,10 +157,10 @@ def _agreement(summary: Summary) -> Section:
         tr("What merging and storing change"),
         [
             Statements(agreement_statements(summary, _other_ways(summary))),
-            *agreement_figure(ways),
+            *way_tables.agreement_figure(ways),
             Figure("prefixes", prefixes, tr("shared_prefixes")),
-            *agreement_table(ways),
-            *certificates(summary),
+            *way_tables.agreement_table(ways),
+            *way_tables.certificates(summary),
         ],
     )
 
@@ -182,8 +173,8 @@ def _speed(summary: Summary) -> Section:
         [
             Text(tr("how_speed_is_measured")),
             Statements(speed_statements(summary, _other_ways(summary))),
-            *speed_figures(ways, repeats),
-            speed_table(ways, repeats),
+            *way_tables.speed_figures(ways, repeats),
+            way_tables.speed_table(ways, repeats),
         ],
     )
 
@@ -201,9 +192,9 @@ def _factors(summary: Summary) -> list[Section]:
             [
                 Text(tr("other_engines")),
                 Statements(quality_statements(summary, others)),
-                quality_table(ways),
-                *agreement_table(ways),
-                speed_table(ways, summary["settings"]["repeats"]),
+                way_tables.quality_table(ways),
+                *way_tables.agreement_table(ways),
+                way_tables.speed_table(ways, summary["settings"]["repeats"]),
             ],
         )
     ]

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from suri.study.language import TEMPLATES
 from suri.study.packages import package
 
 PAINTS = {
@@ -29,32 +30,17 @@ differ in marker and dash too, bars stand beside their names.
 """
 INK, LINE = PAINTS["ink"][0], PAINTS["line"][0]
 SERIES = tuple(name for name in PAINTS if name.startswith("c"))
+STYLE = TEMPLATES / "figures.mplstyle"
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":", "-", "--", "-.", ":")
-STYLE = {
-    "font.family": "sans-serif",
-    "font.size": 10,
+COLOURS = {
     "axes.edgecolor": LINE,
     "axes.labelcolor": INK,
     "axes.titlecolor": INK,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
     "grid.color": LINE,
-    "grid.linewidth": 0.6,
     "xtick.color": INK,
     "ytick.color": INK,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 10,
     "text.color": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "svg.fonttype": "none",
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
 }
 
 
@@ -218,8 +204,8 @@ def _svg(figure: Any) -> str:
 @contextmanager
 def _drawing(name: str, width: float, height: float) -> Iterator[Any]:
     """An empty figure of that size in inches, in our style; the name makes its ids."""
-    matplotlib = package("matplotlib", "figures need")
+    style = package("matplotlib.style", "figures need", "matplotlib")
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
+    with style.context([STYLE, COLOURS | {"svg.hashsalt": name}]):
         yield Figure(figsize=(width, height), layout="constrained")

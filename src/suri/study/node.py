@@ -22,7 +22,7 @@ SIGN = ".cluster"
 every trial to save its state and stop."""
 
 Report = dict[str, Any]
-"""What a node hands back, in plain values: `problem` (a SuriError's parts) or what was found."""
+"""What a node hands back: `problem`, a SuriError, or what was found, in plain values."""
 
 
 def look(folder: Path) -> Report:
@@ -93,14 +93,13 @@ def _check(folder: Path) -> str:
 
 
 def _told(work: Callable[[], Report]) -> Report:
-    """What `work` finds; a SuriError in parts, because it does not travel whole."""
+    """What `work` finds, or what went wrong: Ray would wrap an error that is raised."""
     try:
         return work()
     except Preempted:
         return {"found": None}
     except SuriError as problem:
-        parts = {"what": problem.what, "found": problem.found, "do": problem.do}
-        return {"problem": parts | {"exit_code": problem.exit_code}}
+        return {"problem": problem}
 
 
 def _here(cwd: Path) -> Path | None:

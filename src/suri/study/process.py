@@ -32,15 +32,18 @@ def open_results(folder: Path, mark: str) -> None:
 class Failed(SuriError):
     """A process ended with an error; its exit code is passed on."""
 
-    def __init__(self, what: str, terminal: Path, code: int, do: str) -> None:
-        lines = terminal.read_text(encoding="utf-8", errors="replace").splitlines()
-        errors = [place for place, line in enumerate(lines) if line.startswith("error: ")]
-        shown = lines[errors[-1] :][:SHOWN_LINES] if errors else lines[-SHOWN_LINES:]
-        if code < 0:
-            shown = [f"killed by signal {-code}; by 9 most often because memory ran out", *shown]
-        found = "\n         ".join(line.strip() for line in shown)
-        super().__init__(f"{what} failed", found=found, do=f"{do}all it printed is in {terminal}")
-        self.exit_code = code if code > 0 else 1
+
+def _failure(what: str, terminal: Path, code: int, do: str) -> Failed:
+    """What a process printed last, or from its last error on."""
+    lines = terminal.read_text(encoding="utf-8", errors="replace").splitlines()
+    errors = [place for place, line in enumerate(lines) if line.startswith("error: ")]
+    shown = lines[errors[-1] :][:SHOWN_LINES] if errors else lines[-SHOWN_LINES:]
+    if code < 0:
+        shown = [f"killed by signal {-code}; by 9 most often because memory ran out", *shown]
+    found = "\n         ".join(line.strip() for line in shown)
+    failed = Failed(f"{what} failed", found=found, do=f"{do}all it printed is in {terminal}")
+    failed.exit_code = code if code > 0 else 1
+    return failed
 
 
 @dataclass
@@ -105,7 +108,7 @@ def run_module(
     if _tie is not None and _tie.told:
         raise Preempted(f"{what} was told to stop")
     if code:
-        raise Failed(what, terminal, code, f"{do}; " if do else "")
+        raise _failure(what, terminal, code, f"{do}; " if do else "")
 
 
 def note_process(results: Path, entry: dict[str, Any]) -> None:
