@@ -14,7 +14,7 @@ def test_numbers_keep_their_decimals_and_never_show_as_zero():
     assert number(0.00004, 3) == "4.0e-05"
     assert EXACT.with_unit(0.834) == "83.4 %"
     assert SPEEDS["peak_memory_bytes"].with_unit(1.2345e9) == "1,234 MB"
-    shown = EXACT.with_interval({"value": 0.5, "low": 0.25, "high": 0.875})
+    shown = EXACT.cell({"value": 0.5, "low": 0.25, "high": 0.875})
     assert shown == "50.0\n25.0\u00a0to\u00a087.5"
 
 

@@ -48,10 +48,12 @@ class Measure:
         """A value and its unit."""
         return f"{self.text(value)} {tr(self.unit)}".rstrip()
 
-    def with_interval(self, found: Mapping[str, Any] | None) -> str:
-        """A value and below it its 95 % interval; a dash where nothing was measured."""
+    def cell(self, found: Mapping[str, Any] | None) -> str:
+        """A median and its unit, or a value and below it its 95 % interval; a dash for neither."""
         if not found:
             return "–"
+        if "median" in found:
+            return self.with_unit(found["median"])
         value, low, high = (self.text(found[end]) for end in ("value", "low", "high"))
         return f"{value}\n{low}\u00a0{tr('to')}\u00a0{high}"
 

@@ -92,6 +92,16 @@ def plain(value: Any) -> str:
     return "–" if value == "" or value is None else str(value)
 
 
+def measured_rows(
+    rows: Iterable[tuple[Sequence[str], Mapping[str, Any]]], measures: Mapping[str, Measure]
+) -> list[list[str]]:
+    """Rows of a table: the names that each begins with, and what was measured of it."""
+    return [
+        [*names, *(measure.cell(found.get(name)) for name, measure in measures.items())]
+        for names, found in rows
+    ]
+
+
 def panel(measure: Measure, measured: Iterable[Mapping[str, Any] | None]) -> Panel:
     """A bar for each value with its interval, or median with its range, where it was measured."""
     bars = [_bar(found, measure.scale) if found else None for found in measured]

@@ -8,7 +8,13 @@ from suri.study.blocks import Block, Figure, Section, Statements, Table, Text, T
 from suri.study.figures import Line, bar_figure, line_figure
 from suri.study.language import tr
 from suri.study.measures import COSTS, MEASURES, Measure, method_label, number
-from suri.study.sections import analysis_section, panel, settings_section, task_section
+from suri.study.sections import (
+    analysis_section,
+    measured_rows,
+    panel,
+    settings_section,
+    task_section,
+)
 from suri.study.statements import Statement, cost_statements, loss_statements, threats
 
 SPEED_UP = Measure("Speed-up", "times", digits=2)
@@ -107,17 +113,8 @@ def _cost(summary: Summary) -> Section:
 
 
 def _cost_table(groups: Groups) -> Table:
-    rows = [
-        [
-            *_names_of(group),
-            f"{group['steps']:,}",
-            *(
-                measure.with_unit(group[name]["median"]) if group[name] else "–"
-                for name, measure in COSTS.items()
-            ),
-        ]
-        for group in groups
-    ]
+    named = [((*_names_of(group), f"{group['steps']:,}"), group) for group in groups]
+    rows = measured_rows(named, COSTS)
     head = [tr(name) for name in ("Rows", "Method", "Steps")]
     head += [tr(measure.label) for measure in COSTS.values()]
     return Table(head, rows, tr("Medians over the seeds"))
@@ -132,13 +129,8 @@ def _gains_figure(methods: Groups) -> Figure:
 
 
 def _gains_table(methods: Groups) -> Table:
-    rows = [
-        [
-            *_names_of(found["ours"]),
-            *(measure.with_interval(found[name]) for name, measure in COMPARED.items()),
-        ]
-        for found in methods
-    ]
+    named = [(_names_of(found["ours"]), found) for found in methods]
+    rows = measured_rows(named, COMPARED)
     head = [tr("Rows"), tr("Method"), *(measure.head for measure in COMPARED.values())]
     return Table(head, rows, tr("gains_with_intervals"))
 
@@ -146,15 +138,9 @@ def _gains_table(methods: Groups) -> Table:
 def _quality(summary: Summary) -> Section:
     """Held-out loss and right answers over the sizes, and against what they cost."""
     groups = summary["groups"]
-    rows = [
-        [
-            *_names_of(group),
-            number(group["base_loss"], 3),
-            MEASURES["loss"].with_interval(group["loss"]),
-            MEASURES["exact_match"].with_interval(group["exact_match"]),
-        ]
-        for group in groups
-    ]
+    named = [((*_names_of(group), number(group["base_loss"], 3)), group) for group in groups]
+    measures = {name: MEASURES[name] for name in ("loss", "exact_match")}
+    rows = measured_rows(named, measures)
     head = [tr(name) for name in ("Rows", "Method", "Loss of the base", "Loss", "Exact match, %")]
     return Section(
         tr("What it brings"),

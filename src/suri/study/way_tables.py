@@ -7,7 +7,7 @@ from suri.study.blocks import Figure, Table
 from suri.study.figures import Bar, Panel, bar_figure
 from suri.study.language import tr
 from suri.study.measures import MEASURES, SPEEDS, WAYS, Measure, way_label
-from suri.study.sections import panel
+from suri.study.sections import measured_rows, panel
 
 Summary = Mapping[str, Any]
 Ways = Mapping[str, Summary]
@@ -38,16 +38,8 @@ def quality_figure(ways: Ways) -> Figure:
 def quality_table(ways: Ways) -> Table:
     """All measures that any of the ways has."""
     measures = _measured(ways)
-    rows = [
-        [
-            way_label(way),
-            *(
-                measure.with_interval(way["quality"].get(name))
-                for name, measure in measures.items()
-            ),
-        ]
-        for way in ways.values()
-    ]
+    named = [([way_label(way)], way["quality"]) for way in ways.values()]
+    rows = measured_rows(named, measures)
     head = [tr("Way"), *(measure.head for measure in measures.values())]
     return Table(head, rows, tr("Mean over the rows and its 95 % interval"))
 
@@ -137,13 +129,8 @@ def speed_figures(ways: Ways, repeats: int) -> list[Figure]:
 
 def speed_table(ways: Ways, repeats: int) -> Table:
     """Medians of everything that is measured of speed, memory and disk."""
-    rows = [
-        [
-            way_label(way),
-            *(measure.with_unit(way["speed"][name]["median"]) for name, measure in SPEEDS.items()),
-        ]
-        for way in ways.values()
-    ]
+    named = [([way_label(way)], way["speed"]) for way in ways.values()]
+    rows = measured_rows(named, SPEEDS)
     head = [tr("Way"), *(tr(measure.label) for measure in SPEEDS.values())]
     return Table(head, rows, f"{tr('Speed, memory, disk')}, {_how_often(repeats)}")
 
