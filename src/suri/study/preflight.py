@@ -15,7 +15,6 @@ from suri.study.plan import DATA, Plan, Trial
 from suri.study.process import as_program, run_module
 
 BUDGET = "budget.json"
-SAME_ROWS = "the first rows of one seeded order: a smaller set is the start of a larger one"
 
 
 def common_budget(trials: Sequence[Trial], folder: Path) -> dict[str, Any]:
@@ -51,7 +50,7 @@ def held_equal(plan: Plan, budget: int, held_out: int) -> dict[str, str]:
     recipe = plan.recipe
     cap = f", {recipe.micro_batch_size} rows at most" if recipe.micro_batch_size else ""
     return {
-        "rows": SAME_ROWS,
+        "rows": "the first rows of one seeded order: a smaller set is the start of a larger one",
         "held-out rows": f"the same {held_out} for every trial",
         "order of the rows": "drawn from the seed alone",
         "optimizer steps": f"{recipe.batch_size} rows each, as many for every method",
