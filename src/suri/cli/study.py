@@ -19,9 +19,10 @@ from suri.reading import read_object, well_formed
 from suri.study.compare import Comparison, compare
 from suri.study.measures import MEASURES, SPEEDS, method_label, number, way_label
 from suri.study.plan import read_plan
+from suri.study.process import Say
 from suri.study.report import COMPARE, STUDY, write_report
 from suri.study.task import compare_plan
-from suri.study.trials import HERE, Executor, Say, run_plan
+from suri.study.trials import HERE, Executor, run_plan
 from suri.study.watch import Row
 
 

@@ -16,10 +16,9 @@ from suri.files import write_text
 from suri.study import node
 from suri.study.claims import holder
 from suri.study.plan import Trial
-from suri.study.process import note_process
+from suri.study.process import Say, note_process
 from suri.study.trials import (
     Executor,
-    Say,
     attempt,
     failed,
     is_done,

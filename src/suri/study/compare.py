@@ -15,10 +15,10 @@ from suri.reading import read_object
 from suri.recipe import recipe_from_toml, settings_of
 from suri.study.browser import picture_of_chat
 from suri.study.compare_summary import summarise_ways
-from suri.study.forms import WORK, Say, Way, merged, ways_of
+from suri.study.forms import WORK, Way, merged, ways_of
 from suri.study.measures import ADAPTER, HF, META
 from suri.study.plan import what_it_is
-from suri.study.process import busiest, measure, open_results
+from suri.study.process import Say, busiest, measure, open_results
 from suri.study.report import ANSWERS, COMPARE, TRAINING, write_report
 from suri.study.scores import bleu, chrf, rouge_l
 from suri.study.statements import threats

@@ -1,16 +1,15 @@
 """The forms that a run's weights can take: which there are, and the merged ones made."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from suri.errors import UsageError
 from suri.manifest import changed_files
 from suri.study.measures import ADAPTER, BASE, GGUF, HF, META, WAYS, way_label
-from suri.study.process import run_module
+from suri.study.process import Say, run_module
 
-Say = Callable[[str], None]
 WORK = "work"
 """Specs, results and terminal output of every process; its presence says that a folder is ours."""
 ENGINES = ("suri", "transformers")

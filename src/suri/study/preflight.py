@@ -45,7 +45,7 @@ def common_budget(trials: Sequence[Trial], folder: Path) -> dict[str, Any]:
     return found
 
 
-def held_equal(plan: Plan, budget: int, held_out: int) -> dict[str, str]:
+def held_equal(plan: Plan, held_out: int) -> dict[str, str]:
     """What all methods of one size and seed have alike, for people to read."""
     recipe = plan.recipe
     cap = f", {recipe.micro_batch_size} rows at most" if recipe.micro_batch_size else ""
@@ -54,7 +54,7 @@ def held_equal(plan: Plan, budget: int, held_out: int) -> dict[str, str]:
         "held-out rows": f"the same {held_out} for every trial",
         "order of the rows": "drawn from the seed alone",
         "optimizer steps": f"{recipe.batch_size} rows each, as many for every method",
-        "micro-batches": f"up to {budget} tokens{cap}, cut alike",
+        "micro-batches": f"up to {recipe.token_budget} tokens{cap}, cut alike",
         "adapter": "fp32, from the same numbers, drawn from the seed alone",
         "all other settings": "one recipe",
     }

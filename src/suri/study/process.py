@@ -15,6 +15,8 @@ from suri.errors import Preempted, SuriError, UsageError
 from suri.files import append_json_line, make_folder, write_json
 from suri.reading import read_object
 
+Say = Callable[[str], None]
+"""Is told what is being done."""
 RECORD = "captures.jsonl"
 """One line for every process: command, where its output is, how long it took, its exit code."""
 SHOWN_LINES = 12

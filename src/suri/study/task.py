@@ -11,9 +11,9 @@ from suri.files import write_text
 from suri.reading import read_toml
 from suri.recipe import Recipe, settings_of, with_settings
 from suri.study.compare import Comparison, compare
-from suri.study.forms import WORK, Say, ways_of
+from suri.study.forms import WORK, ways_of
 from suri.study.plan import refuse_unknown
-from suri.study.process import open_results, run_module
+from suri.study.process import Say, open_results, run_module
 
 
 def compare_plan(asked: Comparison, say: Say) -> Path:

@@ -20,12 +20,11 @@ from suri.reading import read_json_lines, read_object, well_formed
 from suri.recipe import settings_of
 from suri.study.plan import DATA, Plan, Trial, trials_of, what_it_is, write_rows
 from suri.study.preflight import common_budget, held_equal, with_budget
-from suri.study.process import busiest, measure, open_results, run_module
+from suri.study.process import Say, busiest, measure, open_results, run_module
 from suri.study.report import STUDY, write_report
 from suri.study.statements import threats
 from suri.study.study_summary import summarise_trials
 
-Say = Callable[[str], None]
 Note = Callable[[dict[str, Any]], None]
 """Takes one line of what was started."""
 CURVE_POINTS = 400
@@ -69,7 +68,7 @@ def run_plan(
         budget = on.budget(list(trials_of(plan, folder)), folder)
         plan = with_budget(plan, budget["token_budget"])
         trials = list(trials_of(plan, folder))
-        equal = held_equal(plan, budget["token_budget"], len(held_out))
+        equal = held_equal(plan, len(held_out))
         say(f"{len(trials)} trials; held equal for the methods of one size and seed:")
         for name, value in equal.items():
             say(f"  {name}: {value}")
