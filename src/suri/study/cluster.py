@@ -47,16 +47,14 @@ def ray_executor(on: str, cpus: int, show: Show) -> Iterator["RayExecutor"]:
     `ray://HOST:PORT` of Ray's client server. Raises UsageError for anything else.
     """
     ray = _ray(on)
-    local = on == "ray"
+    cluster: dict[str, Any] = {"address": "auto" if on == "ray://auto" else on}
+    if on == "ray":
+        cluster = {
+            "address": "local", "include_dashboard": False,
+            "object_store_memory": LOCAL_STORE_BYTES,
+        }  # fmt: skip
     try:
-        if local:
-            ray.init(
-                address="local", include_dashboard=False, log_to_driver=False,
-                logging_level="ERROR", object_store_memory=LOCAL_STORE_BYTES,
-            )  # fmt: skip
-        else:
-            address = "auto" if on == "ray://auto" else on
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(**cluster, log_to_driver=False, logging_level="ERROR")
     except Exception as problem:  # ray raises many kinds of them
         raise UsageError(
             f"no Ray cluster answers at {on}",
