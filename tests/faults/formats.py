@@ -149,7 +149,7 @@ def merge_of(folder: Path) -> object:
 
 def report_of(folder: Path) -> object:
     # matplotlib's drawing takes a second.
-    with patch("suri.study.figures._svg", lambda plt, figure: plt.close(figure) or ""):
+    with patch("suri.study.figures._svg", lambda figure: ""):
         return [part.title for part in build([folder], "en").parts]
 
 

@@ -1,6 +1,7 @@
 """Studies on real Ray clusters of several nodes on this machine, which are killed."""
 
 import json
+import pickle
 import re
 import signal
 import subprocess
@@ -243,8 +244,9 @@ def test_a_share_that_no_node_has_is_refused(nodes, device, cpus):
 
 def test_a_node_that_does_not_see_the_folder_says_so_and_makes_nothing(tmp_path):
     report = look(tmp_path / "elsewhere")
-    assert "does not see the study's folder" in report["problem"]["what"]
-    assert "--output_dir" in report["problem"]["do"]
+    problem = pickle.loads(pickle.dumps(report["problem"]))  # as it travels
+    assert "does not see the study's folder" in problem.what
+    assert "--output_dir" in problem.do
     assert not (tmp_path / "elsewhere").exists()
 
 

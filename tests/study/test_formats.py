@@ -6,6 +6,7 @@ import re
 import shutil
 import string
 import subprocess
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from results import write_comparison, write_study
 from suri.errors import UsageError
 from suri.study import language, pictures
 from suri.study.blocks import Code
-from suri.study.language import LANGUAGES, chinese, speaking, tr
+from suri.study.language import LANGUAGES, speaking, texts, tr
 from suri.study.listing import listing
 from suri.study.process import RECORD
 from suri.study.report import build, write_report
@@ -144,14 +145,20 @@ def literals(node):
     return literals(node.body) + literals(node.orelse) if isinstance(node, ast.IfExp) else []
 
 
-def test_every_text_in_the_code_has_its_chinese():
+def test_every_text_in_the_code_has_its_two_languages():
     spoken = set(re.findall(r'tr\("([^"]+)"', (STUDY / "templates" / "report.html").read_text()))
     for file in STUDY.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "tr":
                 spoken.update(literals(node.args[0]))
     assert len(spoken) > 90
-    assert sorted(text for text in spoken if text not in chinese()) == []
+    assert sorted(text for text in spoken if text not in texts()) == []
+
+
+def test_no_name_of_a_text_stands_twice():
+    tables = tomllib.loads((STUDY / "templates" / "texts.toml").read_text(encoding="utf-8"))
+    names = [name for table in tables.values() for name in table]
+    assert len(names) == len(set(names)) == len(texts())
 
 
 def test_no_text_of_a_whole_chinese_report_was_left_in_english(folders, monkeypatch):
@@ -163,7 +170,7 @@ def test_no_text_of_a_whole_chinese_report_was_left_in_english(folders, monkeypa
                 missed.add(text)
             return super().get(text, default)
 
-    monkeypatch.setattr(language, "chinese", lambda: Watching(chinese()))
+    monkeypatch.setattr(language, "texts", lambda: Watching(texts()))
     with speaking("zh"):
         build(folders, "zh")
     # Numbers and names of the recipe are the same in every language.
@@ -171,10 +178,10 @@ def test_no_text_of_a_whole_chinese_report_was_left_in_english(folders, monkeypa
 
 
 def test_chinese_keeps_every_name_that_is_filled_in():
-    for english, text in chinese().items():
+    for english, chinese in texts().values():
         names = [
             {name for _, name, _, _ in string.Formatter().parse(one) if name}
-            for one in (english, text)
+            for one in (english, chinese)
         ]
         assert names[0] == names[1], english
 

@@ -12,9 +12,8 @@ from suri.study.intervals import (
     ratio_interval,
     share_interval,
 )
-from suri.study.measures import MEASURES
+from suri.study.measures import MEASURES, size_of
 from suri.study.statements import difference
-from suri.study.wording import size_of
 
 T = {2: 4.303, 7: 2.365, 23: 2.069}
 """Student's t for 95 %, by degrees of freedom, from any table."""

@@ -10,6 +10,7 @@ from suri.data.prompt import read_prompt
 from suri.data.records import Record, write_records
 from suri.model.tokenizer import read_tokenizer
 from suri.study.measure import Spec, main, measure
+from suri.study.process import as_program
 
 RECORDS = [
     Record("Say the word.", "fig", "fig"),
@@ -137,6 +138,7 @@ def test_speed_memory_and_disk_are_measured(tiny, run, spec):
 def test_a_users_mistake_is_printed_and_passed_on(spec, tmp_path, capsys):
     plain = vars(replace(spec, rows=str(tmp_path / "none.jsonl")))
     (tmp_path / "spec.json").write_text(json.dumps(plain))
-    assert main(str(tmp_path / "spec.json"), str(tmp_path / "out.json")) == 2
+    words = [str(tmp_path / "spec.json"), str(tmp_path / "out.json")]
+    assert as_program(main, words) == 2
     assert "no such file" in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()

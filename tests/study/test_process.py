@@ -1,3 +1,4 @@
+import pickle
 import subprocess
 import sys
 
@@ -49,6 +50,8 @@ def test_a_failure_carries_the_message_and_the_exit_code(tmp_path, monkeypatch):
     assert caught.value.what == "trial 7 failed"
     assert caught.value.found.startswith("error: no such base")
     assert "terminal.txt" in caught.value.do
+    travelled = pickle.loads(pickle.dumps(caught.value))
+    assert (travelled.lines(), travelled.exit_code) == (caught.value.lines(), 4)
 
 
 def test_a_killed_process_says_so(tmp_path, monkeypatch):

@@ -169,3 +169,12 @@ def test_a_study_without_a_finished_trial_still_reports(study_folder):
 def test_another_folder_is_refused(tmp_path):
     with pytest.raises(UsageError, match="holds no results"):
         write_report(tmp_path)
+
+
+def test_other_number_formats_are_shown_where_the_adapter_was_not_measured(compare_folder):
+    def without_agreement(summary):
+        for way in summary["ways"].values():
+            way["agreement"] = {}
+
+    change(compare_folder, "compare.json", without_agreement)
+    assert "Other engines and number formats" in page_of(compare_folder).text

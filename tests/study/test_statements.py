@@ -1,9 +1,8 @@
 import pytest
 
 from suri.study.intervals import Interval, difference_interval
-from suri.study.measures import MEASURES, SPEEDS
+from suri.study.measures import MEASURES, SPEEDS, number
 from suri.study.statements import cost_statements, difference, speed_statements
-from suri.study.wording import number, quantity, with_interval
 
 EXACT, LOSS = MEASURES["exact_match"], MEASURES["loss"]
 
@@ -13,9 +12,9 @@ def test_numbers_keep_their_decimals_and_never_show_as_zero():
     assert number(-0.25, 3) == "−0.250"
     assert number(0.0, 2) == "0.00"
     assert number(0.00004, 3) == "4.0e-05"
-    assert quantity(EXACT, 0.834) == "83.4 %"
-    assert quantity(SPEEDS["peak_memory_bytes"], 1.2345e9) == "1,234 MB"
-    shown = with_interval(EXACT, {"value": 0.5, "low": 0.25, "high": 0.875, "rows": 9, "seeds": 1})
+    assert EXACT.with_unit(0.834) == "83.4 %"
+    assert SPEEDS["peak_memory_bytes"].with_unit(1.2345e9) == "1,234 MB"
+    shown = EXACT.cell({"value": 0.5, "low": 0.25, "high": 0.875})
     assert shown == "50.0\n25.0\u00a0to\u00a087.5"
 
 

@@ -17,13 +17,13 @@ from suri.cli.flags import parse
 from suri.errors import UsageError
 from suri.reading import read_object, well_formed
 from suri.study.compare import Comparison, compare
-from suri.study.measures import MEASURES, SPEEDS, Measure, method_label, way_label
+from suri.study.measures import MEASURES, SPEEDS, method_label, number, way_label
 from suri.study.plan import read_plan
+from suri.study.process import Say
 from suri.study.report import COMPARE, STUDY, write_report
 from suri.study.task import compare_plan
-from suri.study.trials import HERE, Executor, Say, run_plan
+from suri.study.trials import HERE, Executor, run_plan
 from suri.study.watch import Row
-from suri.study.wording import number
 
 
 @dataclass(frozen=True)
@@ -153,20 +153,16 @@ def _ways_table(summary: dict[str, Any]) -> Table:
         table.add_row(
             way_label(way),
             *(
-                _cell(MEASURES[name], quality[name]["value"]) if name in quality else "–"
+                MEASURES[name].text(quality[name]["value"]) if name in quality else "–"
                 for name in ("exact_match", "loss")
             ),
             *(
-                _cell(SPEEDS[name], speed[name]["median"])
+                SPEEDS[name].text(speed[name]["median"])
                 for name in ("tokens_per_second", "peak_memory_bytes")
             ),
             f"{same['identical']}/{same['rows']}" if same else "–",
         )
     return table
-
-
-def _cell(measure: Measure, value: float) -> str:
-    return number(value * measure.scale, measure.digits)
 
 
 def _groups_table(summary: dict[str, Any]) -> Table:
@@ -186,10 +182,10 @@ def _groups_table(summary: dict[str, Any]) -> Table:
             method_label(group),
             number(group["seconds_per_step"]["median"], 2),
             f"{number(speed_up['value'], 2)}×" if speed_up else "",
-            _cell(SPEEDS["peak_memory_bytes"], group["peak_memory_bytes"]["median"]),
+            SPEEDS["peak_memory_bytes"].text(group["peak_memory_bytes"]["median"]),
             number(group["base_loss"], 3),
             number(group["loss"]["value"], 3),
-            _cell(MEASURES["exact_match"], exact["value"]) if exact else "–",
+            MEASURES["exact_match"].text(exact["value"]) if exact else "–",
         )
     failed = sum(trial["status"] == "failed" for trial in summary["trials"])
     table.caption = f"{failed} trials failed; the report says why" if failed else None

@@ -12,22 +12,13 @@ from rich.text import Text
 
 from suri.reading import read_json_lines
 from suri.study.blocks import Capture
-from suri.study.language import tr
+from suri.study.language import TEMPLATES, tr
 from suri.study.process import RECORD
 
 MOST_LINES = 48
 """Longer output is cut in its middle, and says so."""
 COLUMNS = 100
-WINDOW = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">
-<style>.{unique_id}-matrix {{ font-family: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono",
-monospace; font-size: {char_height}px; line-height: {line_height}px; }}
-.{unique_id}-title {{ font-family: sans-serif; font-size: 18px; }}
-{styles}</style>
-<defs><clipPath id="{unique_id}-clip-terminal"><rect x="0" y="0" width="{terminal_width}"
-height="{terminal_height}"/></clipPath>{lines}</defs>
-{chrome}
-<g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
-{backgrounds}<g class="{unique_id}-matrix">{matrix}</g></g></svg>"""
+WINDOW = TEMPLATES / "terminal.svg"
 """rich's drawing of a terminal, without the font that its own asks the internet for."""
 
 
@@ -74,7 +65,8 @@ def terminal(command: str, text: str, name: str) -> str:
     screen.print(Text(command, style="bold"), soft_wrap=False)
     screen.print(Text(text), soft_wrap=False)
     unique = "t" + hashlib.sha256(name.encode()).hexdigest()[:10]
-    return screen.export_svg(title="", code_format=WINDOW, unique_id=unique)
+    window = WINDOW.read_text(encoding="utf-8").strip()
+    return screen.export_svg(title="", code_format=window, unique_id=unique)
 
 
 def shortened(text: str) -> str:

@@ -6,6 +6,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,13 @@ from suri.files import write_text
 from suri.study import node
 from suri.study.claims import holder
 from suri.study.plan import Trial
-from suri.study.process import note_process
+from suri.study.process import Say, note_process
 from suri.study.trials import (
-    Say,
+    Executor,
     attempt,
     failed,
     is_done,
     note_attempt,
-    place_of,
     run_trial,
 )
 from suri.study.watch import Row, row_of
@@ -47,16 +47,14 @@ def ray_executor(on: str, cpus: int, show: Show) -> Iterator["RayExecutor"]:
     `ray://HOST:PORT` of Ray's client server. Raises UsageError for anything else.
     """
     ray = _ray(on)
-    local = on == "ray"
+    cluster: dict[str, Any] = {"address": "auto" if on == "ray://auto" else on}
+    if on == "ray":
+        cluster = {
+            "address": "local", "include_dashboard": False,
+            "object_store_memory": LOCAL_STORE_BYTES,
+        }  # fmt: skip
     try:
-        if local:
-            ray.init(
-                address="local", include_dashboard=False, log_to_driver=False,
-                logging_level="ERROR", object_store_memory=LOCAL_STORE_BYTES,
-            )  # fmt: skip
-        else:
-            address = "auto" if on == "ray://auto" else on
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(**cluster, log_to_driver=False, logging_level="ERROR")
     except Exception as problem:  # ray raises many kinds of them
         raise UsageError(
             f"no Ray cluster answers at {on}",
@@ -72,7 +70,7 @@ def ray_executor(on: str, cpus: int, show: Show) -> Iterator["RayExecutor"]:
         ray.shutdown()
 
 
-class RayExecutor:
+class RayExecutor(Executor):
     """Carries out trials as tasks of Ray, each in processes of its own on one node."""
 
     def __init__(self, ray: Any, cpus: int, show: Show) -> None:
@@ -101,19 +99,19 @@ class RayExecutor:
         Raises Preempted when a trial, or the study, is told to stop: after all have saved theirs.
         """
         folder = folder.absolute()
-        for trial in (one for one in trials if is_done(one, folder)):
+        for trial in filter(is_done, trials):
             say(f"{trial.name}:")
-            yield run_trial(trial, folder, say, lambda entry: note_attempt(folder, entry))
+            yield run_trial(trial, folder, say, partial(note_attempt, folder))
         lost: Counter[str] = Counter()
-        running = dict(self._begin(one, folder) for one in trials if not is_done(one, folder))
+        running = dict(self._begin(one, folder) for one in trials if not is_done(one))
         with stop_requests() as stop:
             while running and not stop.is_set():
-                for ref in self._ended(running, folder):
+                for ref in self._ended(running):
                     trial, started = running.pop(ref)
                     report = self._report(ref)
                     if report is None:
                         lost[trial.name] += 1
-                        report = _lost(trial, folder, started, lost[trial.name])
+                        report = _lost(trial, started, lost[trial.name])
                     one, where = self._found(report, folder), report["where"]
                     if one is not None:
                         reason = one["reason"] and f": {one['reason']}"
@@ -156,7 +154,8 @@ class RayExecutor:
             if one["Alive"]
         ]
         for report in filter(None, map(self._report, refs)):  # a node may be lost meanwhile
-            _raise_problem(report)
+            if problem := report.get("problem"):
+                raise problem
             if report["suri"] != version("suri"):
                 raise UsageError(
                     f"{report['where']} has Suri {report['suri']}, and here it is "
@@ -164,14 +163,13 @@ class RayExecutor:
                     do="install the same version on every node",
                 )
 
-    def _ended(self, running: Mapping[Any, tuple[Trial, float]], folder: Path) -> list[Any]:
+    def _ended(self, running: Mapping[Any, tuple[Trial, float]]) -> list[Any]:
         """What has ended within a second; all others are shown."""
         done, _ = self.ray.wait(
             list(running), num_returns=len(running), timeout=LOOK_SECONDS, fetch_local=False
         )
-        ended = list(done)
-        self.show([row_of(t, place_of(t, folder)) for ref, (t, _) in running.items()])
-        return ended
+        self.show([row_of(trial) for trial, _ in running.values()])
+        return list(done)
 
     def _report(self, ref: Any) -> node.Report | None:
         """What a task handed back; None where its process or its node is lost."""
@@ -190,7 +188,8 @@ class RayExecutor:
             note_process(folder, entry)
         for entry in report.get("notes", []):
             note_attempt(folder, entry)
-        _raise_problem(report)
+        if problem := report.get("problem"):
+            raise problem
         return report["found"]
 
     def _stop(self, running: Mapping[Any, tuple[Trial, float]], folder: Path, say: Say) -> None:
@@ -258,9 +257,9 @@ def _ray(on: str) -> Any:
     return ray
 
 
-def _lost(trial: Trial, folder: Path, started: float, times: int) -> node.Report:
+def _lost(trial: Trial, started: float, times: int) -> node.Report:
     """The report of a trial whose node was lost, so many times by now."""
-    where = str(holder(place_of(trial, folder)).get("host", "a node"))
+    where = str(holder(trial.place).get("host", "a node"))
     report: node.Report = {
         "found": None,
         "again": times <= OTHER_NODES,
@@ -269,12 +268,5 @@ def _lost(trial: Trial, folder: Path, started: float, times: int) -> node.Report
     }
     if not report["again"]:
         reason = f"every node that it ran on was lost, {times} in all"
-        report["found"] = failed(trial, folder, reason, 1)
+        report["found"] = failed(trial, reason, 1)
     return report
-
-
-def _raise_problem(report: node.Report) -> None:
-    if problem := report.get("problem"):
-        error = SuriError(problem["what"], found=problem["found"], do=problem["do"])
-        error.exit_code = problem["exit_code"]
-        raise error

@@ -10,15 +10,15 @@ from typing import Any
 from suri.data.records import Record, read_records, write_records
 from suri.data.skills import is_correct
 from suri.errors import UsageError
-from suri.files import make_folder, write_json, write_text
+from suri.files import write_json, write_text
 from suri.reading import read_object
 from suri.recipe import recipe_from_toml, settings_of
 from suri.study.browser import picture_of_chat
 from suri.study.compare_summary import summarise_ways
-from suri.study.forms import WORK, Say, Way, merged, ways_of
+from suri.study.forms import WORK, Way, merged, ways_of
 from suri.study.measures import ADAPTER, HF, META
 from suri.study.plan import what_it_is
-from suri.study.process import busiest, measure
+from suri.study.process import Say, busiest, measure, open_results
 from suri.study.report import ANSWERS, COMPARE, TRAINING, write_report
 from suri.study.scores import bleu, chrf, rouge_l
 from suri.study.statements import threats
@@ -82,7 +82,7 @@ def compare(comparison: Comparison, say: Say) -> Path:
     trained = read_object(run / "result.json").get("quantize", "none")
     ways = ways_of(comparison.ways, comparison.engines, comparison.dtypes, trained)
     records = _held_out(comparison)
-    open_folder(folder)
+    open_results(folder, WORK)
     work = folder.absolute() / WORK
     models = _merged(comparison, ways, say)
     write_records(work / "rows.jsonl", records)
@@ -108,26 +108,12 @@ def _held_out(comparison: Comparison) -> list[Record]:
     return read_records(path)[: comparison.prompts]
 
 
-def open_folder(folder: Path) -> None:
-    """Make the folder; one that exists must be of an earlier comparison."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / WORK).is_dir():
-        raise UsageError(
-            f"{folder} exists and holds something else", do="choose another --output_dir"
-        )
-    make_folder(folder / WORK)
-
-
 def _merged(comparison: Comparison, ways: Sequence[Way], say: Say) -> dict[str, Path]:
     """The folders of all merged models, by the names of their ways."""
+    run, folder = comparison.run, comparison.folder
     given = {HF: comparison.merged_hf.strip(), META: comparison.merged_meta.strip()}
     return {
-        way.name: merged(
-            way,
-            comparison.run,
-            comparison.folder,
-            given.get(way.form, ""),
-            say,
-        )
+        way.name: merged(way, run, folder, given.get(way.form, ""), say)
         for way in ways
         if way.model
     }
@@ -173,29 +159,24 @@ def _measure_all(
 def judge(records: Sequence[Record], measured: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """One entry for each row: what was expected, what each way answered, and how good that is."""
     losses = {way: {one["row"]: one for one in found["losses"]} for way, found in measured.items()}
-    entries = []
-    for row, record in enumerate(records):
-        answers = {}
-        for way, found in measured.items():
-            loss = losses[way].get(row, {"loss_sum": 0.0, "learned_tokens": 0})
-            answers[way] = _judged(record, found["answers"][row]) | {
-                "loss_sum": loss["loss_sum"],
-                "learned_tokens": loss["learned_tokens"],
-            }
-        entries.append(
-            {
-                "row": row,
-                "instruction": record.instruction,
-                "input": record.input,
-                "expected": record.output,
-                "skill": record.skill,
-                "answers": answers,
-            }
-        )
-    return entries
+    return [
+        {
+            "row": row,
+            "instruction": record.instruction,
+            "input": record.input,
+            "expected": record.output,
+            "skill": record.skill,
+            "answers": {
+                way: _judged(record, found["answers"][row], losses[way].get(row, {}))
+                for way, found in measured.items()
+            },
+        }
+        for row, record in enumerate(records)
+    ]
 
 
-def _judged(record: Record, answer: dict[str, Any]) -> dict[str, Any]:
+def _judged(record: Record, answer: dict[str, Any], loss: dict[str, Any]) -> dict[str, Any]:
+    """An answer, its scores, and the loss of what was expected; 0 where nothing was to learn."""
     text = answer["text"]
     return {
         "text": text,
@@ -206,6 +187,8 @@ def _judged(record: Record, answer: dict[str, Any]) -> dict[str, Any]:
         "rouge_l": rouge_l(record.output, text),
         "chrf": chrf(record.output, text),
         "bleu": bleu(record.output, text),
+        "loss_sum": loss.get("loss_sum", 0.0),
+        "learned_tokens": loss.get("learned_tokens", 0),
     }
 
 

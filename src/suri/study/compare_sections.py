@@ -4,19 +4,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from suri.study.blocks import Figure, Section, Statements, Table, Text, Tile, Tiles
-from suri.study.figures import Panel, bar_figure
+from suri.study import way_tables
+from suri.study.blocks import (
+    Figure,
+    Sample,
+    Samples,
+    Section,
+    Statements,
+    Text,
+    Tile,
+    Tiles,
+    Verdict,
+)
+from suri.study.figures import Line, heat_figure, line_figure
 from suri.study.forms import MERGED
 from suri.study.language import tr
-from suri.study.measures import ADAPTER, BASE, MEASURES, Measure, way_label
+from suri.study.measures import ADAPTER, BASE, MEASURES, way_label
 from suri.study.sections import (
     analysis_section,
-    captures_section,
-    code_section,
-    idea_section,
-    samples_section,
+    pairs_table,
     settings_section,
-    training_section,
+    task_section,
 )
 from suri.study.statements import (
     Statement,
@@ -25,72 +33,61 @@ from suri.study.statements import (
     speed_statements,
     threats,
 )
-from suri.study.way_sections import (
-    agreement_section,
-    agreement_table,
-    interval_bar,
-    main_ways,
-    other_ways,
-    rows_of,
-    speed_section,
-    speed_table,
-)
-from suri.study.wording import headed, number, with_interval
 
-TITLE = "Task 1: base, adapter and merged models"
-STORED = {
-    "nf4": "The adapter’s base is stored as nf4, as in its training.",
-    "int8": "The adapter was trained with its base in int8 and is used with the base as given.",
-}
+STORED = {"nf4": "adapter_on_nf4", "int8": "adapter_on_int8"}
+SHOWN = 6
+"""Answers in sight; the others are folded away."""
 Summary = Mapping[str, Any]
 Lines = Sequence[dict[str, Any]]
 
 
 def compare_part(folder: Path, summary: Summary, entries: Lines, training: Lines) -> Section:
-    """The whole task, in the order of the handout."""
-    results = Section(
-        tr("Results"),
-        parts=[
-            _overview(summary),
-            _quality(summary),
-            agreement_section(summary),
-            speed_section(summary),
-            *_factors(summary),
-            samples_section(summary, entries),
-            training_section(summary, training),
-        ],
-    )
+    """The whole task."""
+    results = [
+        _overview(summary),
+        _quality(summary),
+        _agreement(summary),
+        _speed(summary),
+        *_factors(summary),
+        _samples(summary, entries),
+        _training(summary, training),
+    ]
     dangers = threats(summary["recipe"], len(entries), summary["measured_in"], seeds=1)
-    dangers.append(tr("Answers are greedy; sampled answers vary more."))
-    return Section(
-        tr(TITLE),
-        parts=[
-            idea_section("compare"),
-            code_section("compare"),
-            captures_section(folder),
-            results,
-            analysis_section(compare_findings(summary), compare_statements(summary), dangers),
-            settings_section(summary["recipe"], _environments(summary)),
-        ],
-    )
+    dangers.append(tr("answers_are_greedy"))
+    last = [
+        analysis_section(compare_findings(summary), _statements(summary), dangers),
+        settings_section(summary["recipe"], _environments(summary)),
+    ]
+    title = "Task 1: base, adapter and merged models"
+    return task_section(title, "compare", folder, results, last)
 
 
-def compare_statements(summary: Summary) -> list[Statement]:
+def _statements(summary: Summary) -> list[Statement]:
     """Every sentence on the results, in their order."""
     others = [name for name, way in summary["ways"].items() if not way["is_main"]]
     return [
         *quality_statements(summary, (ADAPTER,)),
-        *agreement_statements(summary, other_ways(summary)),
-        *speed_statements(summary, other_ways(summary)),
+        *agreement_statements(summary, _other_ways(summary)),
+        *speed_statements(summary, _other_ways(summary)),
         *quality_statements(summary, others),
     ]
 
 
 def compare_findings(summary: Summary) -> list[Statement]:
     """The few of them that a summary rests on: what was learned, and whether merging kept it."""
-    merged = [name for name in other_ways(summary) if summary["ways"][name]["form"] in MERGED]
+    merged = [name for name in _other_ways(summary) if summary["ways"][name]["form"] in MERGED]
     adapter = quality_statements(summary, (ADAPTER,))
     return [*adapter, *agreement_statements(summary, merged)]
+
+
+def _main_ways(summary: Summary) -> way_tables.Ways:
+    """The ways of the one engine and number format in which forms are compared."""
+    return {name: way for name, way in summary["ways"].items() if way["is_main"]}
+
+
+def _other_ways(summary: Summary) -> list[str]:
+    """Those of them that are neither base nor adapter."""
+    return [name for name in _main_ways(summary) if name not in (BASE, ADAPTER)]
 
 
 def _environments(summary: Summary) -> dict[str, Any]:
@@ -106,105 +103,140 @@ def _environments(summary: Summary) -> dict[str, Any]:
 
 
 def _overview(summary: Summary) -> Section:
-    first = next(iter(summary["ways"].values()))
+    ways = summary["ways"]
+    first = next(iter(ways.values()))
     text = tr(
-        "{rows} held-out rows, none of them trained on, were answered greedily with at most "
-        "{tokens} tokens by every form of the weights. Each ran in a process of its own, in the "
-        "same engine ({engine}) at {dtype}, so that nothing but the weights differs; other engines "
-        "and number formats stand apart.",
+        "compare_overview",
         rows=summary["rows"],
         tokens=summary["settings"]["max_new_tokens"],
         engine=first["engine"],
         dtype=first["dtype"],
     )
     stored = STORED.get(summary["recipe"]["quantize"])
-    blocks = [Text(text), *([Text(tr(stored))] if stored else [])]
-    ways, tiles = summary["ways"], []
-    if BASE in ways and ADAPTER in ways:
-        for name in ("exact_match", "loss"):
-            before, after = (ways[way]["quality"].get(name) for way in (BASE, ADAPTER))
-            if before and after:
-                tiles.append(_change(MEASURES[name], before, after))
-    for way in other_ways(summary):
+    texts = [Text(text), Text(tr(stored))] if stored else [Text(text)]
+    tiles = _changes(ways[BASE], ways[ADAPTER]) if BASE in ways and ADAPTER in ways else []
+    for way in _other_ways(summary):
         if agreement := ways[way]["agreement"]:
             same = tr("{count} of {all}", count=agreement["identical"], all=agreement["rows"])
             label = tr("{way} = adapter", way=way_label(ways[way]))
             tiles.append(Tile(label, same, tr("answers equal, token by token")))
-    return Section(tr("At a glance"), [*blocks, Tiles(tiles)])
+    return Section(tr("At a glance"), [*texts, Tiles(tiles)])
 
 
-def _change(measure: Measure, before: Summary, after: Summary) -> Tile:
-    values = [number(one["value"] * measure.scale, measure.digits) for one in (before, after)]
-    unit = f", {tr(measure.unit)}" if measure.unit else ""
-    return Tile(tr(measure.label), " → ".join(values), tr("base → adapter") + unit)
+def _changes(base: Summary, adapter: Summary) -> list[Tile]:
+    """What training changed, of what was measured of both."""
+    tiles = []
+    for name in ("exact_match", "loss"):
+        found = [way["quality"].get(name) for way in (base, adapter)]
+        if all(found):
+            measure = MEASURES[name]
+            values = " → ".join(measure.text(one["value"]) for one in found)
+            note = f"{tr('base → adapter')}, {tr(measure.unit)}"
+            tiles.append(Tile(tr(measure.label), values, note))
+    return tiles
 
 
 def _quality(summary: Summary) -> Section:
-    ways = main_ways(summary)
-    measures = _measured(ways)
-    panels = [
-        Panel(
-            headed(MEASURES[name]),
-            [interval_bar(MEASURES[name], way["quality"].get(name)) for way in ways.values()],
-            MEASURES[name].digits,
-        )
-        for name in ("exact_match", "rouge_l", "loss")
-        if name in measures
-    ]
-    caption = tr("Bars are means over the held-out rows, lines their 95 % intervals.")
+    ways = _main_ways(summary)
     return Section(
         tr("How good the answers are"),
         [
             Statements(quality_statements(summary, (ADAPTER,))),
-            Figure("quality", bar_figure("quality", rows_of(ways), panels), caption),
-            _quality_table(ways, measures),
+            way_tables.quality_figure(ways),
+            way_tables.quality_table(ways),
         ],
     )
 
 
-def _measured(ways: Summary) -> list[str]:
-    return [name for name in MEASURES if any(name in way["quality"] for way in ways.values())]
-
-
-def _quality_table(ways: Summary, measures: Sequence[str]) -> Table:
-    rows = [
+def _agreement(summary: Summary) -> Section:
+    """Equal answers, where they part, distributions, certificates."""
+    ways = _main_ways(summary)
+    labels = [way_label(way) for way in summary["ways"].values()]
+    prefixes = heat_figure("prefixes", labels, summary["prefixes"])
+    return Section(
+        tr("What merging and storing change"),
         [
-            way_label(way),
-            *(
-                with_interval(MEASURES[name], way["quality"][name])
-                if name in way["quality"]
-                else "–"
-                for name in measures
-            ),
-        ]
-        for way in ways.values()
-    ]
-    head = [tr("Way"), *(headed(MEASURES[name]) for name in measures)]
-    return Table(head, rows, tr("Mean over the rows and its 95 % interval"))
+            Statements(agreement_statements(summary, _other_ways(summary))),
+            *way_tables.agreement_figure(ways),
+            Figure("prefixes", prefixes, tr("shared_prefixes")),
+            *way_tables.agreement_table(ways),
+            *way_tables.certificates(summary),
+        ],
+    )
+
+
+def _speed(summary: Summary) -> Section:
+    """Time, memory and disk of every form."""
+    ways, repeats = _main_ways(summary), summary["settings"]["repeats"]
+    return Section(
+        tr("Speed, memory, disk"),
+        [
+            Text(tr("how_speed_is_measured")),
+            Statements(speed_statements(summary, _other_ways(summary))),
+            *way_tables.speed_figures(ways, repeats),
+            way_tables.speed_table(ways, repeats),
+        ],
+    )
 
 
 def _factors(summary: Summary) -> list[Section]:
     """Engines and number formats beside those of the comparison."""
-    ways = {name: way for name, way in summary["ways"].items() if not way["is_main"]}
-    if not ways:
+    others = [name for name, way in summary["ways"].items() if not way["is_main"]]
+    if not others:
         return []
-    forms = {way["form"] for way in ways.values()}
-    shown = {
-        name: way for name, way in summary["ways"].items() if name in ways or way["form"] in forms
-    }
-    text = tr(
-        "The same weights run by another engine, or at another number format; each is held against "
-        "the same form in the comparison above."
-    )
+    forms = {summary["ways"][name]["form"] for name in others}
+    ways = {name: way for name, way in summary["ways"].items() if way["form"] in forms}
     return [
         Section(
             tr("Other engines and number formats"),
             [
-                Text(text),
-                Statements(quality_statements(summary, list(ways))),
-                _quality_table(shown, _measured(shown)),
-                *agreement_table(shown),
-                speed_table(summary, shown),
+                Text(tr("other_engines")),
+                Statements(quality_statements(summary, others)),
+                way_tables.quality_table(ways),
+                *way_tables.agreement_table(ways),
+                way_tables.speed_table(ways, summary["settings"]["repeats"]),
             ],
         )
     ]
+
+
+def _samples(summary: Summary, entries: Lines) -> Section:
+    """The first answers in full, the others folded away."""
+    samples = [
+        Sample(entry["instruction"], entry["input"], entry["expected"], _verdicts(summary, entry))
+        for entry in entries
+    ]
+    text = Text(tr("samples_in_order"))
+    return Section(tr("Answers side by side"), [text, Samples(samples, SHOWN)])
+
+
+def _verdicts(summary: Summary, entry: dict[str, Any]) -> list[Verdict]:
+    """The different answers to one row, each with the ways that gave it."""
+    ways: dict[str, list[str]] = {}
+    for name, answer in entry["answers"].items():
+        ways.setdefault(answer["text"], []).append(name)
+    return [
+        Verdict(
+            "; ".join(way_label(summary["ways"][name]) for name in names),
+            text,
+            entry["answers"][names[0]]["correct"],
+        )
+        for text, names in ways.items()
+    ]
+
+
+def _training(summary: Summary, training: Lines) -> Section:
+    """How the adapter came about: losses over the steps, and result.json."""
+    lines = []
+    for series, (label, name) in enumerate((("training", "train/loss"), ("held out", "eval/loss"))):
+        found = [one for one in training if name in one]
+        steps, losses = [one["step"] for one in found], [one[name] for one in found]
+        if found:
+            lines.append(Line(tr(label), steps, losses, series, faint=name == "train/loss"))
+    figures = []
+    if lines:
+        drawing = line_figure("training", lines, tr("step"), tr("nats per token"))
+        caption = tr("Loss per learned token; step 0 is the base.")
+        figures.append(Figure("training", drawing, caption))
+    table = pairs_table(summary["result"], "result.json")
+    return Section(tr("The training run"), [*figures, table])

@@ -26,10 +26,7 @@ def summarise_ways(
     """
     found = {
         way.name: {
-            "form": way.form,
-            "engine": way.engine,
-            "dtype": way.dtype,
-            "is_main": way.is_main,
+            **asdict(way),
             "quality": _quality(entries, way.name),
             "agreement": _agreement(entries, way.name, measured[way.name][0].get("probe")),
             "speed": {

@@ -3,11 +3,13 @@
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from suri.errors import UsageError
+from suri.study.language import TEMPLATES
+from suri.study.packages import package
 
 PAINTS = {
     "ink": ("#010101", "#1b1f24"),
@@ -28,32 +30,17 @@ differ in marker and dash too, bars stand beside their names.
 """
 INK, LINE = PAINTS["ink"][0], PAINTS["line"][0]
 SERIES = tuple(name for name in PAINTS if name.startswith("c"))
+STYLE = TEMPLATES / "figures.mplstyle"
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":", "-", "--", "-.", ":")
-STYLE = {
-    "font.family": "sans-serif",
-    "font.size": 10,
+COLOURS = {
     "axes.edgecolor": LINE,
     "axes.labelcolor": INK,
     "axes.titlecolor": INK,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
     "grid.color": LINE,
-    "grid.linewidth": 0.6,
     "xtick.color": INK,
     "ytick.color": INK,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 10,
     "text.color": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "svg.fonttype": "none",
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
 }
 
 
@@ -87,27 +74,17 @@ class Line:
     highs: Sequence[float] = ()
     faint: bool = False
     marked: bool = True
-    joined: bool = True
 
 
 def bar_figure(name: str, rows: Sequence[tuple[str, int]], panels: Sequence[Panel]) -> str:
     """Panels side by side that share their rows; a row is its label and its series."""
-    plt = _pyplot()
-    with plt.rc_context(STYLE | {"svg.hashsalt": name}):
-        figure, axes = plt.subplots(
-            1,
-            len(panels),
-            squeeze=False,
-            sharey=True,
-            figsize=(9.2, 0.75 + 0.38 * len(rows)),
-            layout="constrained",
-        )
-        places = range(len(rows))
-        for axis, panel in zip(axes[0], panels, strict=True):
+    with _drawing(name, 9.2, 0.75 + 0.38 * len(rows)) as figure:
+        axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+        for axis, panel in zip(axes, panels, strict=True):
             _draw_bars(axis, rows, panel)
-        axes[0][0].set_yticks(list(places), [label for label, _ in rows])
-        axes[0][0].invert_yaxis()
-        return _svg(plt, figure)
+        axes[0].set_yticks(range(len(rows)), [label for label, _ in rows])
+        axes[0].invert_yaxis()
+        return _svg(figure)
 
 
 def _draw_bars(axis: Any, rows: Sequence[tuple[str, int]], panel: Panel) -> None:
@@ -145,9 +122,8 @@ def line_figure(
 
     With `x_names` the points stand at 0, 1, ... under these names, a little apart from each other.
     """
-    plt = _pyplot()
-    with plt.rc_context(STYLE | {"svg.hashsalt": name}):
-        figure, axis = plt.subplots(figsize=(9.2, 3.4), layout="constrained")
+    with _drawing(name, 9.2, 3.4) as figure:
+        axis = figure.subplots()
         axis.grid(visible=True, axis="y")
         axis.tick_params(length=0)
         for place, line in enumerate(lines):
@@ -161,34 +137,33 @@ def line_figure(
             axis.set_xticks(range(len(x_names)), x_names)
             axis.set_xlim(-0.3, len(x_names) - 0.7)
         axis.legend()
-        return _svg(plt, figure)
+        return _svg(figure)
 
 
 def _draw_line(axis: Any, line: Line, aside: float) -> None:
     paint = PAINTS[SERIES[line.series]][0]
     xs = [x + aside for x in line.xs]
-    dash = DASHES[line.series] if line.joined else "none"
-    look = {"color": paint, "linestyle": dash, "label": line.label}
+    look = {"color": paint, "linestyle": DASHES[line.series], "label": line.label}
     if line.faint:
         axis.plot(xs, line.ys, **look | {"linestyle": "-", "linewidth": 1, "alpha": 0.55})
         return
     marker = {"marker": MARKERS[line.series], "markersize": 5} if line.marked else {}
     axis.plot(xs, line.ys, linewidth=2, **look, **marker)
-    if line.lows and line.joined:
-        axis.fill_between(xs, line.lows, line.highs, color=paint, alpha=0.13, linewidth=0)
     if line.lows:
+        axis.fill_between(xs, line.lows, line.highs, color=paint, alpha=0.13, linewidth=0)
         axis.vlines(xs, line.lows, line.highs, color=paint, linewidth=1)
 
 
 def heat_figure(name: str, names: Sequence[str], shares: Sequence[Sequence[float]]) -> str:
     """Shares from 0 to 1 of every two of the names, as a square of percentages."""
-    plt = _pyplot()
     size = 1.6 + 0.55 * len(names)
-    with plt.rc_context(STYLE | {"svg.hashsalt": name}):
-        figure, axis = plt.subplots(figsize=(max(6.5, 2.4 * size), size), layout="constrained")
+    with _drawing(name, max(6.5, 2.4 * size), size) as figure:
+        from matplotlib.patches import Rectangle
+
+        axis = figure.subplots()
         for row, line in enumerate(shares):
             for column, share in enumerate(line):
-                square = plt.Rectangle((column - 0.5, row - 0.5), 1, 1)
+                square = Rectangle((column - 0.5, row - 0.5), 1, 1)
                 square.set(facecolor=PAINTS["c1"][0], alpha=0.08 + 0.55 * share, linewidth=0)
                 axis.add_patch(square)
                 text = f"{100 * share:.0f}"
@@ -198,9 +173,8 @@ def heat_figure(name: str, names: Sequence[str], shares: Sequence[Sequence[float
         axis.tick_params(length=0)
         axis.set_yticks(range(len(names)), names)
         axis.set_xticks(range(len(names)), names, rotation=25, ha="right")
-        for spine in axis.spines.values():
-            spine.set_visible(False)
-        return _svg(plt, figure)
+        axis.spines[:].set_visible(False)
+        return _svg(figure)
 
 
 def for_paper(svg: str) -> str:
@@ -210,14 +184,13 @@ def for_paper(svg: str) -> str:
     return svg
 
 
-def _svg(plt: Any, figure: Any) -> str:
+def _svg(figure: Any) -> str:
     """The drawing as one <svg> element: paints become the page's variables, ids are dropped."""
     stream = io.StringIO()
     with warnings.catch_warnings():
         # Text stays text: whoever shows the drawing brings the Chinese font that this lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
     svg = stream.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -228,14 +201,11 @@ def _svg(plt: Any, figure: Any) -> str:
     return svg
 
 
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError:
-        raise UsageError(
-            "figures need the package matplotlib", do="pip install 'suri[report]'"
-        ) from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+@contextmanager
+def _drawing(name: str, width: float, height: float) -> Iterator[Any]:
+    """An empty figure of that size in inches, in our style; the name makes its ids."""
+    style = package("matplotlib.style", "figures need", "matplotlib")
+    from matplotlib.figure import Figure
 
-    return pyplot
+    with style.context([STYLE, COLOURS | {"svg.hashsalt": name}]):
+        yield Figure(figsize=(width, height), layout="constrained")

@@ -1,16 +1,15 @@
 """The forms that a run's weights can take: which there are, and the merged ones made."""
 
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from suri.errors import UsageError
 from suri.manifest import changed_files
-from suri.study.measures import ADAPTER, BASE, GGUF, HF, META, WAYS
-from suri.study.process import run_module
+from suri.study.measures import ADAPTER, BASE, GGUF, HF, META, WAYS, way_label
+from suri.study.process import Say, run_module
 
-Say = Callable[[str], None]
 WORK = "work"
 """Specs, results and terminal output of every process; its presence says that a folder is ours."""
 ENGINES = ("suri", "transformers")
@@ -39,8 +38,7 @@ class Way:
     @property
     def label(self) -> str:
         """What people read."""
-        label = WAYS[self.form]
-        return label if self.is_main else f"{label}, {self.engine}, {self.dtype}"
+        return way_label(asdict(self))
 
     @property
     def stored(self) -> str:
@@ -114,11 +112,10 @@ def merged(way: Way, run: Path, folder: Path, given: str, say: Say) -> Path:
     shutil.rmtree(out, ignore_errors=True)
     say(f"{way.label}: merging into {out}")
     to, _, base = way.form.partition("-")
-    flags = {"--to": to, "--output_dir": str(out), "--dtype": way.stored}
-    flags |= {"--merge_base": base} if base else {}
+    flags = ["--to", to, "--output_dir", str(out), "--dtype", way.stored]
     run_module(
         "suri",
-        ["merge", str(run), *(word for flag in flags.items() for word in flag)],
+        ["merge", str(run), *flags, *(["--merge_base", base] if base else [])],
         what=f"merging to {way.label}",
         do="--ways names what to compare where one cannot be made",
         terminal=folder / WORK / f"merge-{way.name}.txt",

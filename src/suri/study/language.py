@@ -1,4 +1,4 @@
-"""The language of a report: texts stand in the code in English, and in Chinese in one file."""
+"""The language of a report: every text by its name, in English and Chinese, from one file."""
 
 import tomllib
 from collections.abc import Iterator
@@ -29,15 +29,27 @@ def speaking(language: str) -> Iterator[None]:
         _language.reset(token)
 
 
-def tr(text: str, **values: Any) -> str:
-    """The text in the language spoken, its {names} filled in; values are put in as they are."""
-    if _language.get() == "zh":
-        text = chinese().get(text, text)
+def tr(name: str, /, **values: Any) -> str:
+    """The text in the language spoken, its {names} filled in; values are put in as they are.
+
+    What has no text, such as a number, is the same in every language.
+    """
+    text = texts().get(name, (name, name))[LANGUAGES.index(_language.get())]
     return text.format(**values) if values else text
 
 
+def names_in(table: str) -> list[str]:
+    """The names of one table's texts, in their order."""
+    return list(_tables()[table])
+
+
 @cache
-def chinese() -> dict[str, str]:
-    """The Chinese of every text that a report can hold, by its English."""
-    tables = tomllib.loads((TEMPLATES / "chinese.toml").read_text(encoding="utf-8"))
-    return {english: text for table in tables.values() for english, text in table.items()}
+def texts() -> dict[str, tuple[str, str]]:
+    """English and Chinese of every text that a report can hold, by its name."""
+    found = [item for table in _tables().values() for item in table.items()]
+    return {name: (name, text) if isinstance(text, str) else (*text,) for name, text in found}
+
+
+@cache
+def _tables() -> dict[str, dict[str, Any]]:
+    return tomllib.loads((TEMPLATES / "texts.toml").read_text(encoding="utf-8"))

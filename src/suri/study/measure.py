@@ -16,13 +16,13 @@ from suri.data.encode import Rules, encode_prompt, encode_records
 from suri.data.examples import NOT_LEARNED, Example
 from suri.data.prompt import read_prompt
 from suri.data.records import read_records
-from suri.errors import SuriError
 from suri.files import size_bytes, write_json
 from suri.infer.engine import Engine
 from suri.infer.engines import Model, open_model
 from suri.model.weights import recorded_base
 from suri.reading import read_json
 from suri.recipe import GREEDY
+from suri.study.process import as_program
 from suri.train.machine import environment, peak_memory_bytes
 
 Part = Literal["speed", "answers", "losses"]
@@ -209,24 +209,18 @@ def _environment(device: str) -> dict[str, Any]:
     return environment(device) | {"device": device} | load
 
 
-def main(spec_path: str, out_path: str) -> int:
-    """Read the spec, measure, write what was measured; a user's mistake is printed."""
+def main(spec_path: str, out_path: str) -> None:
+    """Read the spec, measure, write what was measured, and print it in short."""
     # It warns of an optional kernel collection that is not used here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    try:
-        spec = Spec(**read_json(Path(spec_path)))
-        found = measure(spec)
-        write_json(Path(out_path), found)
-        for name, value in found.get("speed", {}).items():
-            print(f"{name}: {value:,.4g}")
-        for part in ("answers", "losses"):
-            if part in found:
-                print(f"{part}: {len(found[part])} rows")
-    except SuriError as problem:
-        print("\n".join(problem.lines()), file=sys.stderr)
-        return problem.exit_code
-    return 0
+    found = measure(Spec(**read_json(Path(spec_path))))
+    write_json(Path(out_path), found)
+    for name, value in found.get("speed", {}).items():
+        print(f"{name}: {value:,.4g}")
+    for part in ("answers", "losses"):
+        if part in found:
+            print(f"{part}: {len(found[part])} rows")
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(as_program(main, sys.argv[1:]))

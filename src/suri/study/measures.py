@@ -1,10 +1,11 @@
-"""What is compared and what is measured: names, units, and from where on a difference matters."""
+"""What is compared and measured: names, units, how numbers are written, when they differ."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from suri.study.intervals import Interval
 from suri.study.language import tr
 
 BASE, ADAPTER, HF, META, GGUF = "base", "adapter", "hf", "meta", "gguf"
@@ -33,6 +34,28 @@ class Measure:
     digits: int = 3
     matters: float = 0.0
     """Two ways whose difference surely lies within this count as equal."""
+
+    @property
+    def head(self) -> str:
+        """What stands at the head of a column: the name and its unit."""
+        return f"{tr(self.label)}, {tr(self.unit)}" if self.unit else tr(self.label)
+
+    def text(self, value: float) -> str:
+        """A value as people read it; the unit is left to the head of the column."""
+        return number(value * self.scale, self.digits)
+
+    def with_unit(self, value: float) -> str:
+        """A value and its unit."""
+        return f"{self.text(value)} {tr(self.unit)}".rstrip()
+
+    def cell(self, found: Mapping[str, Any] | None) -> str:
+        """A median and its unit, or a value and below it its 95 % interval; a dash for neither."""
+        if not found:
+            return "–"
+        if "median" in found:
+            return self.with_unit(found["median"])
+        value, low, high = (self.text(found[end]) for end in ("value", "low", "high"))
+        return f"{value}\n{low}\u00a0{tr('to')}\u00a0{high}"
 
 
 MEASURES = {
@@ -73,6 +96,22 @@ def way_label(way: Mapping[str, Any]) -> str:
     """A way in words: its form, and where it stands apart, engine and number format."""
     label = tr(WAYS[way["form"]])
     return label if way["is_main"] else f"{label}, {way['engine']}, {way['dtype']}"
+
+
+def number(value: float, digits: int) -> str:
+    """A number with that many decimals, or in powers of ten where these would show only zeros."""
+    is_tiny = value and not round(abs(value), digits)
+    text = f"{value:.1e}" if is_tiny else f"{value:,.{digits}f}"
+    return f"−{text[1:]}" if text.startswith("-") else text
+
+
+def size_of(found: Interval) -> str:
+    """What an interval rests on."""
+    if found.rows == 1:
+        return tr("n = {seeds} seeds", seeds=found.seeds)
+    if found.seeds == 1:
+        return f"n = {found.rows}"
+    return tr("n = {rows} rows, {seeds} seeds", rows=found.rows, seeds=found.seeds)
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

@@ -15,14 +15,14 @@ from suri.study.claims import claimed, forget_lock
 from suri.study.plan import Trial
 from suri.study.preflight import common_budget
 from suri.study.process import Tie, tied
-from suri.study.trials import place_of, run_trial
+from suri.study.trials import run_trial
 
 SIGN = ".cluster"
 """File in a study's folder with the key of the driver that is at work: another key, or none, tells
 every trial to save its state and stop."""
 
 Report = dict[str, Any]
-"""What a node hands back, in plain values: `problem` (a SuriError's parts) or what was found."""
+"""What a node hands back: `problem`, a SuriError, or what was found, in plain values."""
 
 
 def look(folder: Path) -> Report:
@@ -42,7 +42,7 @@ def carry_out(trial: Trial, folder: Path, key: str, cwd: Path) -> Report:
 
     `again` says that it was stopped because another machine had taken the trial over.
     """
-    tie, place = Tie(_here(cwd)), place_of(trial, folder)
+    tie = Tie(_here(cwd))
     notes: list[Report] = []
     where, taken = socket.gethostname(), threading.Event()
 
@@ -55,8 +55,8 @@ def carry_out(trial: Trial, folder: Path, key: str, cwd: Path) -> Report:
 
     def work() -> Report:
         _check(folder)
-        with claimed(place, beat), tied(tie):
-            forget_lock(place / "run")
+        with claimed(trial.place, beat), tied(tie):
+            forget_lock(trial.place / "run")
             if not is_wanted(folder, key):
                 return {"found": None}
             return {"found": run_trial(trial, folder, lambda _: None, notes.append)}
@@ -93,14 +93,13 @@ def _check(folder: Path) -> str:
 
 
 def _told(work: Callable[[], Report]) -> Report:
-    """What `work` finds; a SuriError in parts, because it does not travel whole."""
+    """What `work` finds, or what went wrong: Ray would wrap an error that is raised."""
     try:
         return work()
     except Preempted:
         return {"found": None}
     except SuriError as problem:
-        parts = {"what": problem.what, "found": problem.found, "do": problem.do}
-        return {"problem": parts | {"exit_code": problem.exit_code}}
+        return {"problem": problem}
 
 
 def _here(cwd: Path) -> Path | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from suri.errors import UsageError
 from suri.study.figures import for_paper
+from suri.study.packages import package
 
 PIXELS_PER_INCH = 130
 CHINESE_FONTS = (
@@ -17,13 +18,7 @@ CHINESE_FONTS = (
 
 def typst() -> Any:
     """The typesetter; raises UsageError where it is not installed."""
-    try:
-        import typst as module
-    except ImportError:
-        raise UsageError(
-            "PDF and Word reports need the package typst", do="pip install 'suri[report]'"
-        ) from None
-    return module
+    return package("typst", "PDF and Word reports need")
 
 
 def png_of(svg: str) -> bytes:

@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -21,7 +21,12 @@ from suri.recipe import Quantize, Recipe, settings_of, with_settings
 from suri.train.runs import WHERE
 
 DATA, HELD_OUT = "data", "held_out.json"
-VARIED = ("quantize", "rows", "seeds")
+VARIED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "quantize": (" and ".join(get_args(Quantize)), lambda value: value in get_args(Quantize)),
+    "rows": ("whole numbers", lambda value: type(value) is int and value > 0),
+    "seeds": ("whole numbers", lambda value: type(value) is int and value >= 0),
+}
+"""What every plan has lists of: what they hold, and whether a value belongs there."""
 FIXED = (
     "token_budget", "micro_batch_size", "device", "seed", "data_path", "columns", "val_set_size",
     "val_set_path", "output_dir", "resume", "resume_from_checkpoint", "overwrite", "report_to",
@@ -56,6 +61,11 @@ class Trial:
     settings: dict[str, Any] = field(default_factory=dict)
     """What the plan varies beside method, rows and seed."""
 
+    @property
+    def place(self) -> Path:
+        """Its folder, in which the run, what was judged of it and its terminals lie."""
+        return Path(self.recipe.output_dir).parent
+
 
 def read_plan(path: Path) -> Plan:
     """Read [recipe] and [study] of a TOML file.
@@ -67,13 +77,15 @@ def read_plan(path: Path) -> Plan:
     recipe = with_settings(Recipe(), table.get("recipe", {}), str(path))
     study = table.get("study", {})
     settings = tuple(item.name for item in fields(Recipe))
-    refuse_unknown(study, VARIED + settings, path)
-    kinds: dict[str, Any] = {"quantize": get_args(Quantize), "rows": int, "seeds": int}
-    for name in VARIED:
-        if name in study and not _is_list_of(study[name], kinds[name], name != "seeds"):
-            kind = " and ".join(kinds[name]) if name == "quantize" else "whole numbers"
-            raise UsageError(f"{path}: {name} = {study[name]!r} must be a list of {kind}")
-    chosen = {name: tuple(dict.fromkeys(study[name])) for name in VARIED if name in study}
+    refuse_unknown(study, (*VARIED, *settings), path)
+    chosen = {}
+    for name, (kind, belongs) in VARIED.items():
+        if name not in study:
+            continue
+        values = study[name]
+        if not isinstance(values, list) or not values or not all(map(belongs, values)):
+            raise UsageError(f"{path}: {name} = {values!r} must be a list of {kind}")
+        chosen[name] = tuple(dict.fromkeys(values))
     return Plan(recipe, **chosen, vary=_vary(study, recipe, path))
 
 
@@ -105,14 +117,6 @@ def refuse_unknown(table: dict[str, Any], known: tuple[str, ...], path: Path) ->
                 f"{path}: there is no {name} in a plan",
                 do=f"did you mean {near[0]}?" if near else f"it has {' and '.join(known[:3])}",
             )
-
-
-def _is_list_of(values: Any, kind: Any, least: int) -> bool:
-    if not isinstance(values, list) or not values:
-        return False
-    if kind is int:
-        return all(type(value) is int and value >= least for value in values)
-    return all(value in kind for value in values)
 
 
 def what_it_is(settings: dict[str, Any]) -> dict[str, Any]:

@@ -8,15 +8,13 @@ from typing import Any
 
 import tomli_w
 
-from suri.errors import SuriError
 from suri.files import write_json, write_text
 from suri.reading import read_object
 from suri.recipe import recipe_from_toml, settings_of
 from suri.study.plan import DATA, Plan, Trial
-from suri.study.process import run_module
+from suri.study.process import as_program, run_module
 
 BUDGET = "budget.json"
-SAME_ROWS = "the first rows of one seeded order: a smaller set is the start of a larger one"
 
 
 def common_budget(trials: Sequence[Trial], folder: Path) -> dict[str, Any]:
@@ -47,34 +45,29 @@ def common_budget(trials: Sequence[Trial], folder: Path) -> dict[str, Any]:
     return found
 
 
-def held_equal(plan: Plan, budget: int, held_out: int) -> dict[str, str]:
+def held_equal(plan: Plan, held_out: int) -> dict[str, str]:
     """What all methods of one size and seed have alike, for people to read."""
     recipe = plan.recipe
     cap = f", {recipe.micro_batch_size} rows at most" if recipe.micro_batch_size else ""
     return {
-        "rows": SAME_ROWS,
+        "rows": "the first rows of one seeded order: a smaller set is the start of a larger one",
         "held-out rows": f"the same {held_out} for every trial",
         "order of the rows": "drawn from the seed alone",
         "optimizer steps": f"{recipe.batch_size} rows each, as many for every method",
-        "micro-batches": f"up to {budget} tokens{cap}, cut alike",
+        "micro-batches": f"up to {recipe.token_budget} tokens{cap}, cut alike",
         "adapter": "fp32, from the same numbers, drawn from the seed alone",
         "all other settings": "one recipe",
     }
 
 
-def main(out: str, *recipes: str) -> int:
+def main(out: str, *recipes: str) -> None:
     """Hold every recipe against this machine; write the common budget, or say what does not fit."""
     from suri.train.prepare import fit_here, prepare
 
-    try:
-        fits = [fit_here(prepare(recipe_from_toml(Path(path)))) for path in recipes]
-    except SuriError as problem:
-        print("\n".join(problem.lines()), file=sys.stderr)
-        return problem.exit_code
+    fits = [fit_here(prepare(recipe_from_toml(Path(path)))) for path in recipes]
     budget = min(fit.recipe.token_budget for fit in fits)
     memory = {fit.recipe.quantize: fit.estimate.total for fit in fits}
     write_json(Path(out), {"token_budget": budget, "memory": memory})
-    return 0
 
 
 def with_budget(plan: Plan, budget: int) -> Plan:
@@ -83,4 +76,4 @@ def with_budget(plan: Plan, budget: int) -> Plan:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(as_program(main, sys.argv[1:]))

@@ -5,33 +5,47 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from suri.errors import Preempted, SuriError
-from suri.files import append_json_line, write_json
+from suri.errors import Preempted, SuriError, UsageError
+from suri.files import append_json_line, make_folder, write_json
 from suri.reading import read_object
 
+Say = Callable[[str], None]
+"""Is told what is being done."""
 RECORD = "captures.jsonl"
 """One line for every process: command, where its output is, how long it took, its exit code."""
 SHOWN_LINES = 12
 
 
+def open_results(folder: Path, mark: str) -> None:
+    """Make a folder of results; in one that exists the folder `mark` says that it is ours."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_dir():
+        raise UsageError(
+            f"{folder} exists and holds something else", do="choose another --output_dir"
+        )
+    make_folder(folder / mark)
+
+
 class Failed(SuriError):
     """A process ended with an error; its exit code is passed on."""
 
-    def __init__(self, what: str, terminal: Path, code: int, do: str) -> None:
-        lines = terminal.read_text(encoding="utf-8", errors="replace").splitlines()
-        errors = [place for place, line in enumerate(lines) if line.startswith("error: ")]
-        shown = lines[errors[-1] :][:SHOWN_LINES] if errors else lines[-SHOWN_LINES:]
-        if code < 0:
-            shown = [f"killed by signal {-code}; by 9 most often because memory ran out", *shown]
-        found = "\n         ".join(line.strip() for line in shown)
-        super().__init__(f"{what} failed", found=found, do=f"{do}all it printed is in {terminal}")
-        self.exit_code = code if code > 0 else 1
+
+def _failure(what: str, terminal: Path, code: int, do: str) -> Failed:
+    """What a process printed last, or from its last error on."""
+    lines = terminal.read_text(encoding="utf-8", errors="replace").splitlines()
+    errors = [place for place, line in enumerate(lines) if line.startswith("error: ")]
+    shown = lines[errors[-1] :][:SHOWN_LINES] if errors else lines[-SHOWN_LINES:]
+    if code < 0:
+        shown = [f"killed by signal {-code}; by 9 most often because memory ran out", *shown]
+    found = "\n         ".join(line.strip() for line in shown)
+    failed = Failed(f"{what} failed", found=found, do=f"{do}all it printed is in {terminal}")
+    failed.exit_code = code if code > 0 else 1
+    return failed
 
 
 @dataclass
@@ -96,7 +110,7 @@ def run_module(
     if _tie is not None and _tie.told:
         raise Preempted(f"{what} was told to stop")
     if code:
-        raise Failed(what, terminal, code, f"{do}; " if do else "")
+        raise _failure(what, terminal, code, f"{do}; " if do else "")
 
 
 def note_process(results: Path, entry: dict[str, Any]) -> None:
@@ -129,6 +143,16 @@ def _run(words: list[str], stream: IO[str]) -> int:
     if tie.told:  # in the meantime, by another thread
         tie.stop()
     return tie.process.wait()
+
+
+def as_program(work: Callable[..., None], words: Sequence[str]) -> int:
+    """The exit code of a module that runs as a program; a user's mistake is printed."""
+    try:
+        work(*words)
+    except SuriError as problem:
+        print("\n".join(problem.lines()), file=sys.stderr)
+        return problem.exit_code
+    return 0
 
 
 def measure(spec: dict[str, Any], work: Path, *, what: str, results: Path) -> dict[str, Any]:

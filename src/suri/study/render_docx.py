@@ -4,7 +4,11 @@ import io
 from pathlib import Path
 from typing import Any
 
-from suri.errors import UsageError
+import docx
+from docx.oxml import OxmlElement
+from docx.oxml.ns import qn
+from docx.shared import Cm, Pt
+
 from suri.files import write_bytes
 from suri.study.blocks import (
     Block,
@@ -31,13 +35,7 @@ CHINESE_FONT = "SimSun"
 
 
 def write_docx(document: Document, path: Path) -> None:
-    """Write the file; raises UsageError where python-docx or typst is not installed."""
-    try:
-        import docx
-    except ImportError:
-        raise UsageError(
-            "Word reports need the package python-docx", do="pip install 'suri[report]'"
-        ) from None
+    """Write the file; raises UsageError where typst or, in Chinese, a font is missing."""
     if document.language == "zh":
         chinese_font()  # for the figures, which are drawn here
     writer = _Writer(docx.Document(), document.language)
@@ -54,11 +52,11 @@ class _Writer:
         self.out = out
         self.counts = {"Figure": 0, "Table": 0}
         section = out.sections[0]
-        section.left_margin = section.right_margin = _cm(2.5)
+        section.left_margin = section.right_margin = Cm(2.5)
         style = out.styles["Normal"]
-        style.font.name, style.font.size = "Calibri", _points(10.5)
+        style.font.name, style.font.size = "Calibri", Pt(10.5)
         if language == "zh":
-            style.element.rPr.rFonts.set(_qualified("w:eastAsia"), CHINESE_FONT)
+            style.element.rPr.rFonts.set(qn("w:eastAsia"), CHINESE_FONT)
 
     def document(self, document: Document) -> None:
         self.out.core_properties.title = document.title
@@ -66,13 +64,10 @@ class _Writer:
         self.out.add_heading(document.title, level=0)
         for field in document.author:
             self.block(field)
-        self.out.add_paragraph(tr("Contents"), style="TOC Heading" if self._has_toc() else None)
+        self.out.add_paragraph(tr("Contents"), style="TOC Heading")
         self._contents(document)
         for part in document.parts:
             self.section(part, 1)
-
-    def _has_toc(self) -> bool:
-        return any(style.name == "TOC Heading" for style in self.out.styles)
 
     def _contents(self, document: Document) -> None:
         """A field that Word fills when it opens the file; until then, the headings as they are."""
@@ -111,8 +106,7 @@ class _Writer:
             self._table(Table((), rows))
 
     def _figure(self, block: Figure) -> None:
-        self.out.add_picture(io.BytesIO(png_of(block.svg)), width=_cm(WIDTH_CM))
-        self._caption("Figure", block.caption)
+        self._picture(io.BytesIO(png_of(block.svg)), block.caption)
 
     def _table(self, block: Table) -> None:
         if block.caption:
@@ -126,7 +120,7 @@ class _Writer:
             for cell, text in zip(cells, row, strict=True):
                 cell.text = text
                 for run in (run for paragraph in cell.paragraphs for run in paragraph.runs):
-                    run.font.size = _points(8.5 if columns > 5 else 9.5)
+                    run.font.size = Pt(8.5 if columns > 5 else 9.5)
         self.out.add_paragraph()
 
     def _samples(self, block: Samples) -> None:
@@ -153,11 +147,10 @@ class _Writer:
 
     def _capture(self, block: Capture) -> None:
         if block.picture is not None:
-            self.out.add_picture(str(block.picture), width=_cm(WIDTH_CM))
-            self._caption("Figure", block.caption)
+            self._picture(str(block.picture), block.caption)
         elif block.is_open:
-            self.out.add_picture(io.BytesIO(png_of(block.svg)), width=_cm(WIDTH_CM))
-            self._caption("Figure", f"$ {block.command} – {block.outcome}")
+            picture = io.BytesIO(png_of(block.svg))
+            self._picture(picture, f"$ {block.command} – {block.outcome}")
 
     def _field(self, block: Field) -> None:
         self.out.add_paragraph(f"{block.label}: {'_' * 24}" if block.lines == 1 else block.label)
@@ -168,8 +161,12 @@ class _Writer:
         """Text in a cell with a ground of its own, as it stands."""
         cell = self.out.add_table(rows=1, cols=1, style="Table Grid").rows[0].cells[0]
         run = cell.paragraphs[0].add_run(_printable(text))
-        run.font.name, run.font.size = "Consolas", _points(7.5)
+        run.font.name, run.font.size = "Consolas", Pt(7.5)
         self.out.add_paragraph()
+
+    def _picture(self, source: str | io.BytesIO, caption: str) -> None:
+        self.out.add_picture(source, width=Cm(WIDTH_CM))
+        self._caption("Figure", caption)
 
     def _caption(self, kind: str, text: str) -> None:
         self.counts[kind] += 1
@@ -189,36 +186,17 @@ def _printable(text: str) -> str:
 
 def _add_field(paragraph: Any, instruction: str, shown: str) -> None:
     """A Word field with what it shows until Word computes it anew (ECMA-376, part 1, 17.16)."""
-    from docx.oxml import OxmlElement
 
     def mark(kind: str) -> None:
         element = OxmlElement("w:fldChar")
-        element.set(_qualified("w:fldCharType"), kind)
+        element.set(qn("w:fldCharType"), kind)
         paragraph.add_run()._r.append(element)
 
     mark("begin")
     text = OxmlElement("w:instrText")
-    text.set(_qualified("xml:space"), "preserve")
+    text.set(qn("xml:space"), "preserve")
     text.text = instruction
     paragraph.add_run()._r.append(text)
     mark("separate")
     paragraph.add_run(shown)
     mark("end")
-
-
-def _qualified(name: str) -> str:
-    from docx.oxml.ns import qn
-
-    return str(qn(name))
-
-
-def _cm(size: float) -> Any:
-    from docx.shared import Cm
-
-    return Cm(size)
-
-
-def _points(size: float) -> Any:
-    from docx.shared import Pt
-
-    return Pt(size)

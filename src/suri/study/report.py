@@ -6,21 +6,18 @@ from pathlib import Path
 from suri.errors import UsageError
 from suri.files import write_text
 from suri.reading import read_json_lines, read_object, well_formed
-from suri.study.blocks import Document, Section
+from suri.study.blocks import Document, Field, Section
 from suri.study.compare_sections import compare_findings, compare_part
 from suri.study.figures import for_paper
 from suri.study.language import speaking, tr
+from suri.study.packages import package
 from suri.study.render_html import write_html
-from suri.study.sections import author_fields, reflections
+from suri.study.sections import reflections
 from suri.study.statements import Statement
 from suri.study.study_sections import study_findings, study_part
 
-COMPARE, ANSWERS, TRAINING, STUDY = (
-    "compare.json",
-    "answers.jsonl",
-    "training.jsonl",
-    "summary.json",
-)
+COMPARE, ANSWERS, TRAINING = "compare.json", "answers.jsonl", "training.jsonl"
+STUDY = "summary.json"
 FORMATS = ("html", "docx", "pdf")
 
 
@@ -56,6 +53,7 @@ def write_report(
 def _writer(name: str) -> Callable[[Document, Path], None]:
     """What writes a format; only its own packages are loaded."""
     if name == "docx":
+        package("docx", "Word reports need", "python-docx")
         from suri.study.render_docx import write_docx
 
         return write_docx
@@ -72,7 +70,8 @@ def build(folders: Sequence[Path], language: str) -> Document:
     parts = [part for part, _ in found]
     claims = [one for _, statements in found for one in statements if one.is_claim]
     title = parts[0].title if len(parts) == 1 else tr("Fine-tuning with LoRA: report")
-    return Document(title, language, author_fields(), [*parts, reflections(claims)])
+    author = [Field(tr(name)) for name in ("Name", "Student number", "Date")]
+    return Document(title, language, author, [*parts, reflections(claims)])
 
 
 def _part(folder: Path) -> tuple[Section, list[Statement]]:

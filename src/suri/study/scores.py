@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from suri.errors import UsageError
+from suri.study.packages import package
 
 HAN = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
 # As rouge_score's own words, and every Chinese, Japanese or Korean character as one word more.
@@ -43,24 +43,12 @@ def bleu(expected: str, answer: str) -> float:
 
 @cache
 def _rouge() -> Any:
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ImportError:
-        raise _missing("ROUGE-L", "rouge-score") from None
-    return RougeScorer(["rougeL"], tokenizer=Words())
+    scorer = package("rouge_score.rouge_scorer", "ROUGE-L needs", "rouge-score")
+    return scorer.RougeScorer(["rougeL"], tokenizer=Words())
 
 
-@cache
 def _sacrebleu() -> Any:
-    try:
-        import sacrebleu
-    except ImportError:
-        raise _missing("chrF and BLEU", "sacrebleu") from None
-    return sacrebleu
-
-
-def _missing(score: str, package: str) -> UsageError:
-    return UsageError(f"{score} needs the package {package}", do="pip install 'suri[report]'")
+    return package("sacrebleu", "chrF and BLEU need")
 
 
 def first_difference(ids: Sequence[int], others: Sequence[int]) -> int:

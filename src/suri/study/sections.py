@@ -1,82 +1,31 @@
-"""The sections that every report has: idea, code, captures, analysis, settings, reflections."""
+"""The sections that the reports of both tasks have, and what their figures share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from suri.recipe import Recipe, settings_of
-from suri.study.blocks import (
-    Block,
-    Field,
-    Figure,
-    Points,
-    Sample,
-    Samples,
-    Section,
-    Statements,
-    Table,
-    Text,
-    Verdict,
-)
-from suri.study.captures import captures
-from suri.study.figures import Line, line_figure
-from suri.study.language import tr
+from suri.study.blocks import Block, Field, Points, Section, Statements, Table, Text
+from suri.study.captures import MOST_LINES, captures
+from suri.study.figures import Bar, Panel
+from suri.study.language import names_in, tr
 from suri.study.listing import listing
-from suri.study.measures import way_label
+from suri.study.measures import Measure
 from suri.study.statements import Statement
 
-SHOWN = 6
-"""Answers in sight; the others are folded away."""
-IDEAS = {
-    "compare": (
-        "LoRA leaves the weights W of the model as they are and learns a product of two thin "
-        "matrices beside them: W + scaling · B A. Merging adds that product to W, so that the "
-        "model needs neither adapter nor library any more. In exact arithmetic nothing changes; "
-        "what rounding, another order of rows or another format changes is measured here.",
-        "Every form of the weights answers the same held-out prompts in the same engine and number "
-        "format, each in a process of its own and in turns. Quality: loss and perplexity of the "
-        "expected answers, exact match where a rule can check it, ROUGE-L, chrF, BLEU. Agreement: "
-        "answers token by token, and the divergence of the next-token distributions. Performance: "
-        "loading, first token, reading and writing speed, memory, disk.",
-        "Both merges carry a certificate: rows of every weight are computed again from the "
-        "adapter's file in fp64 by separate code, and the logits of what lies on disk are held "
-        "against base and adapter.",
-    ),
-    "study": (
-        "LoRA trains the same few numbers whatever the frozen weights are stored in. QLoRA stores "
-        "them in 4 bits (NF4 with double quantisation), the 8-bit method multiplies in 8-bit "
-        "integers: less memory, other speed, and possibly other quality.",
-        "A comparison is fair only if nothing else differs. Methods of one size and seed learn the "
-        "same rows in the same order in as many steps, cut into the same micro-batches, from the "
-        "same initial adapter in fp32; each trial records this, and where it does not hold nothing "
-        "is compared. Smaller sets are the start of larger ones; all are judged on the same "
-        "held-out rows.",
-        "A speed-up is the mean ratio of the times of paired steps, with its 95 % interval over "
-        "steps and seeds; memory is the peak of the whole process.",
-    ),
-}
 
-
-def idea_section(kind: str) -> Section:
-    """How the task is gone about."""
-    return Section(tr("Idea"), [Text(tr(text)) for text in IDEAS[kind]])
-
-
-def code_section(kind: str) -> Section:
-    """The functions that do it."""
-    intro = tr("The functions that decide, as they are installed, with their line numbers.")
-    return Section(tr("Code and explanation"), [Text(intro), *listing(kind)])
-
-
-def captures_section(folder: Path) -> Section:
-    """What the processes printed."""
-    shown = captures(folder)
-    intro = tr(
-        "Recorded while the processes ran, in the order in which they ended; nothing was run again "
-        "for this report. Output of more than {lines} lines is cut in its middle.",
-        lines=48,
+def task_section(
+    title: str, kind: str, folder: Path, results: Sequence[Section], last: Sequence[Section]
+) -> Section:
+    """A whole task, in the order of the handout: how it is gone about, its results, the rest."""
+    idea = Section(tr("Idea"), [Text(tr(name)) for name in names_in(f"idea_{kind}")])
+    intro = Text(tr("code_as_installed"))
+    code = Section(tr("Code and explanation"), [intro, *listing(kind)])
+    intro = Text(tr("captures_as_recorded", lines=MOST_LINES))
+    runs = Section(tr("Runs and explanation"), [intro, *captures(folder)])
+    return Section(
+        tr(title), parts=[idea, code, runs, Section(tr("Results"), parts=results), *last]
     )
-    return Section(tr("Runs and explanation"), [Text(intro), *shown])
 
 
 def analysis_section(
@@ -106,11 +55,6 @@ def reflections(claims: Sequence[Statement]) -> Section:
     )
 
 
-def author_fields() -> list[Field]:
-    """Blank fields at the head of the report."""
-    return [Field(tr(name)) for name in ("Name", "Student number", "Date")]
-
-
 def settings_section(recipe: Mapping[str, Any], environments: Mapping[str, Any]) -> Section:
     """The recipe, and the environments and other settings that belong to the numbers."""
     defaults = settings_of(Recipe())
@@ -118,8 +62,7 @@ def settings_section(recipe: Mapping[str, Any], environments: Mapping[str, Any])
     rows = [(name, plain(recipe[name]), plain(defaults.get(name))) for name in changed]
     head = (tr("Setting"), tr("Here"), tr("Default"))
     tables = [Table(head, rows, tr("Recipe: settings that were changed"))]
-    for title, values in environments.items():
-        tables.append(Table((), [(name, plain(value)) for name, value in _flat(values)], title))
+    tables += [pairs_table(values, title) for title, values in environments.items()]
     unchanged = ", ".join(
         f"{name} {plain(value)}" for name, value in recipe.items() if name not in changed
     )
@@ -127,15 +70,17 @@ def settings_section(recipe: Mapping[str, Any], environments: Mapping[str, Any])
     return Section(tr("Recipe and environment"), [Text(left), *tables])
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested values as dotted names, for a table of two columns."""
-    pairs: list[tuple[str, Any]] = []
+def pairs_table(values: Mapping[str, Any], caption: str) -> Table:
+    """Names and values, those of nested values with dots."""
+    return Table((), [(name, plain(value)) for name, value in _flat(values)], caption)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
-            pairs += _flat(value, f"{prefix}{name}.")
+            yield from _flat(value, f"{prefix}{name}.")
         else:
-            pairs.append((f"{prefix}{name}", value))
-    return pairs
+            yield f"{prefix}{name}", value
 
 
 def plain(value: Any) -> str:
@@ -147,51 +92,22 @@ def plain(value: Any) -> str:
     return "–" if value == "" or value is None else str(value)
 
 
-def training_section(summary: Mapping[str, Any], training: Sequence[dict[str, Any]]) -> Section:
-    """How the adapter came about: losses over the steps, and result.json."""
-    steps = [one for one in training if "train/loss" in one]
-    evaluations = [one for one in training if "eval/loss" in one]
-    lines = [
-        Line(tr("training"), *_points(steps, "train/loss"), series=0, faint=True),
-        Line(tr("held out"), *_points(evaluations, "eval/loss"), series=1),
-    ]
-    shown = [line for line in lines if line.xs]
-    blocks: list[Block] = []
-    if shown:
-        drawing = line_figure("training", shown, tr("step"), tr("nats per token"))
-        caption = tr("Loss per learned token; step 0 is the base.")
-        blocks.append(Figure("training", drawing, caption))
-    result = [(name, plain(value)) for name, value in _flat(summary["result"])]
-    return Section(tr("The training run"), [*blocks, Table((), result, "result.json")])
-
-
-def _points(entries: Sequence[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
-    return [one["step"] for one in entries], [one[name] for one in entries]
-
-
-def samples_section(summary: Mapping[str, Any], entries: Sequence[dict[str, Any]]) -> Section:
-    """The first answers in full, the others folded away."""
-    samples = [
-        Sample(entry["instruction"], entry["input"], entry["expected"], _verdicts(summary, entry))
-        for entry in entries
-    ]
-    text = tr(
-        "The first held-out rows, in their order: not chosen by how they turned out. Ways that "
-        "gave the same answer stand in one line."
-    )
-    return Section(tr("Answers side by side"), [Text(text), Samples(samples, SHOWN)])
-
-
-def _verdicts(summary: Mapping[str, Any], entry: dict[str, Any]) -> list[Verdict]:
-    """The different answers to one row, each with the ways that gave it."""
-    ways: dict[str, list[str]] = {}
-    for name, answer in entry["answers"].items():
-        ways.setdefault(answer["text"], []).append(name)
+def measured_rows(
+    rows: Iterable[tuple[Sequence[str], Mapping[str, Any]]], measures: Mapping[str, Measure]
+) -> list[list[str]]:
+    """Rows of a table: the names that each begins with, and what was measured of it."""
     return [
-        Verdict(
-            "; ".join(way_label(summary["ways"][name]) for name in names),
-            text,
-            entry["answers"][names[0]]["correct"],
-        )
-        for text, names in ways.items()
+        [*names, *(measure.cell(found.get(name)) for name, measure in measures.items())]
+        for names, found in rows
     ]
+
+
+def panel(measure: Measure, measured: Iterable[Mapping[str, Any] | None]) -> Panel:
+    """A bar for each value with its interval, or median with its range, where it was measured."""
+    bars = [_bar(found, measure.scale) if found else None for found in measured]
+    return Panel(measure.head, bars, measure.digits)
+
+
+def _bar(found: Mapping[str, Any], scale: float) -> Bar:
+    value = found["median"] if "median" in found else found["value"]
+    return Bar(value * scale, found["low"] * scale, found["high"] * scale)

@@ -7,8 +7,16 @@ from typing import Any
 from suri.recipe import EMBEDDED
 from suri.study.intervals import FEWEST_RUNS, Interval, interval_of
 from suri.study.language import tr
-from suri.study.measures import ADAPTER, MEASURES, SPEEDS, Measure, method_label, way_label
-from suri.study.wording import ends_of, number, quantity, size_of
+from suri.study.measures import (
+    ADAPTER,
+    MEASURES,
+    SPEEDS,
+    Measure,
+    method_label,
+    number,
+    size_of,
+    way_label,
+)
 
 HELD_OUT = {
     "loss_difference": replace(MEASURES["loss"], label="Held-out loss"),
@@ -44,58 +52,51 @@ def quality_statements(summary: Mapping[str, Any], ours: Sequence[str]) -> list[
         if len(same) > 1 and interval_of(same[0]).is_enough:
             statements.append(_equal(summary, same))
             mine = [found for found in mine if found not in same]
-        statements += [_difference(summary, found) for found in mine]
+        for found in mine:
+            measure, labels = MEASURES[found["measure"]], _labels(summary, found)
+            statements.append(difference(measure, *labels, interval_of(found)))
     return statements
 
 
-def _difference(summary: Mapping[str, Any], found: Mapping[str, Any]) -> Statement:
-    ours, theirs = (way_label(summary["ways"][found[side]]) for side in ("ours", "theirs"))
-    return difference(MEASURES[found["measure"]], ours, theirs, interval_of(found))
-
-
 def _equal(summary: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> Statement:
-    text = tr(
-        "{measures}: {ours} and {theirs} are equal on every row ({size}).",
-        measures=", ".join(tr(MEASURES[one["measure"]].label) for one in found),
-        ours=way_label(summary["ways"][found[0]["ours"]]),
-        theirs=way_label(summary["ways"][found[0]["theirs"]]),
-        size=size_of(interval_of(found[0])),
-    )
+    """The measures in which two ways are equal on every row."""
+    ours, theirs = _labels(summary, found[0])
+    measures = ", ".join(tr(MEASURES[one["measure"]].label) for one in found)
+    size = size_of(interval_of(found[0]))
+    text = tr("equal_on_every_row", measure=measures, ours=ours, theirs=theirs, size=size)
     return Statement(text, is_claim=True)
+
+
+def _labels(summary: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[str, str]:
+    ours, theirs = (way_label(summary["ways"][found[side]]) for side in ("ours", "theirs"))
+    return ours, theirs
 
 
 def difference(measure: Measure, ours: str, theirs: str, found: Interval) -> Statement:
     """One measured difference in words: changed, equal, not found, or too few rows to say."""
-    value, low, high = ends_of(measure, found)
-    unit = tr("points") if measure.unit == "%" else tr(measure.unit)
     largest = max(abs(found.low), abs(found.high))
     if not found.is_enough:
-        text = "{measure}: {rows} rows are too few to tell {ours} from {theirs}."
+        text = "too_few_rows"
     elif not largest:
-        text = "{measure}: {ours} and {theirs} are equal on every row ({size})."
+        text = "equal_on_every_row"
     elif largest < measure.matters:
-        text = "{measure}: {ours} equals {theirs} to within {within} ({interval})."
-    elif found.is_difference and found.value > 0:
-        text = "{measure}: higher with {ours} than with {theirs} ({interval})."
+        text = "equal_within"
     elif found.is_difference:
-        text = "{measure}: lower with {ours} than with {theirs} ({interval})."
+        text = "higher" if found.value > 0 else "lower"
     else:
-        text = "{measure}: no difference found between {theirs} and {ours} ({interval})."
+        text = "no_difference"
+    size = size_of(found)
+    unit = tr("points" if measure.unit == "%" else measure.unit)
+    value, low, high = (measure.text(end) for end in (found.value, found.low, found.high))
     said = tr(
         text,
         measure=tr(measure.label),
         ours=ours,
         theirs=theirs,
         rows=found.rows,
-        size=size_of(found),
-        within=quantity(measure, measure.matters),
-        interval=tr(
-            "{value}; 95 % interval {low} to {high}, {size}",
-            value=f"{value} {unit}".rstrip(),
-            low=low,
-            high=high,
-            size=size_of(found),
-        ),
+        size=size,
+        within=measure.with_unit(measure.matters),
+        interval=tr("interval", value=f"{value} {unit}".rstrip(), low=low, high=high, size=size),
     )
     is_claim = found.is_enough and (found.is_difference or largest <= measure.matters)
     return Statement(said, is_claim)
@@ -114,9 +115,7 @@ def agreement_statements(summary: Mapping[str, Any], ours: Sequence[str]) -> lis
 def _agreement(label: str, agreement: Mapping[str, Any]) -> str:
     probe = agreement["probe"]
     return tr(
-        "{way} gives the adapter’s answer, token by token, on {same} of {rows} rows; at {tokens} "
-        "response tokens both like the same next token best in {share} %, and the largest KL "
-        "divergence is {kl} nats.",
+        "agreement",
         way=label,
         same=agreement["identical"],
         rows=agreement["rows"],
@@ -142,28 +141,14 @@ def _speed(name: str, way: Mapping[str, Any], adapter: Mapping[str, Any]) -> Sta
     measure, ours, theirs = SPEEDS[name], way["speed"][name], adapter["speed"][name]
     apart = ours["low"] > theirs["high"] or ours["high"] < theirs["low"]
     is_enough = ours["repeats"] >= FEWEST_RUNS
-    if not is_enough:
-        text = (
-            "{measure}, {way} against {adapter}: {ours} against {theirs}, {ratio} times as much "
-            "(measured {repeats} × each, too seldom for a claim)."
-        )
-    elif apart:
-        text = (
-            "{measure}, {way} against {adapter}: {ours} against {theirs}, {ratio} times as much "
-            "(medians of {repeats} processes each; the ranges lie apart)."
-        )
-    else:
-        text = (
-            "{measure}, {way} against {adapter}: no difference found ({ours} against {theirs}; "
-            "ranges of {repeats} overlap)."
-        )
+    text = "ratio" if apart else "ratio_undecided"
     said = tr(
-        text,
+        text if is_enough else "ratio_measured_seldom",
         measure=tr(measure.label),
         way=way_label(way),
         adapter=way_label(adapter),
-        ours=quantity(measure, ours["median"]),
-        theirs=quantity(measure, theirs["median"]),
+        ours=measure.with_unit(ours["median"]),
+        theirs=measure.with_unit(theirs["median"]),
         ratio=f"{ours['median'] / theirs['median']:.2f}",
         repeats=ours["repeats"],
     )
@@ -177,17 +162,16 @@ def cost_statements(summary: Mapping[str, Any]) -> list[Statement]:
 
 def _costs(found: Mapping[str, Any]) -> Iterator[Statement]:
     """Steps of one run share its minutes: only several runs can tell method from machine."""
+    runs = len(found["seeds"])
     names = {
         "rows": f"{found['ours']['rows']:,}",
         "ours": method_label(found["ours"]),
         "theirs": method_label(found["theirs"]),
-        "runs": tr("{count} runs each", count=len(found["seeds"]))
-        if len(found["seeds"]) > 1
-        else tr("one run each"),
+        "runs": tr("{count} runs each", count=runs) if runs > 1 else tr("one run each"),
     }
     if found["unequal"]:
-        text = "At {rows} rows {ours} and {theirs} are not compared, their runs differ in: {what}."
-        yield Statement(tr(text, what=", ".join(found["unequal"]), **names), is_claim=False)
+        text = tr("not_compared", what=", ".join(found["unequal"]), **names)
+        yield Statement(text, is_claim=False)
         return
     for name, (what, pairs) in SPEED_UPS.items():
         if found[name]:
@@ -198,41 +182,28 @@ def _costs(found: Mapping[str, Any]) -> Iterator[Statement]:
 def _speed_up(found: Interval, what: str, pairs: str, names: Mapping[str, str]) -> Statement:
     apart = found.low > 1 + TIMING or found.high < 1 - TIMING
     is_claim = found.seeds >= FEWEST_RUNS and apart
-    if found.seeds * found.rows == 1:
-        text = (
-            "At {rows} rows {what} is {ratio} times as fast with {ours} as with {theirs} ({runs})."
-        )
+    count = found.rows * found.seeds
+    if count == 1:
+        text = "speed_up_of_one_pair"
     elif is_claim or found.seeds < FEWEST_RUNS:
-        text = (
-            "At {rows} rows {what} is {ratio} times as fast with {ours} as with {theirs} "
-            "(95 % interval {low} to {high}, {count} {pairs}, {runs})."
-        )
+        text = "speed_up"
     else:
-        text = (
-            "At {rows} rows {what} shows no difference between {ours} and {theirs}: {ratio} times "
-            "(95 % interval {low} to {high}, {count} {pairs}, {runs})."
-        )
+        text = "speed_up_undecided"
     ends = {"ratio": found.value, "low": found.low, "high": found.high}
     shown = {name: f"{end:.2f}" for name, end in ends.items()}
-    count = found.rows * found.seeds
     return Statement(tr(text, what=what, pairs=pairs, count=count, **shown, **names), is_claim)
 
 
 def _memory(saved: Interval, names: Mapping[str, str]) -> Statement:
-    is_claim = saved.seeds >= FEWEST_RUNS and saved.is_difference
-    if saved.seeds >= FEWEST_RUNS and not is_claim:
-        text = (
-            "At {rows} rows {ours} peaks at as much memory as {theirs}, as far as can be told "
-            "(saved: {value} %, 95 % interval {low} to {high} %, {runs})."
-        )
-    elif saved.value > 0:
-        text = "At {rows} rows {ours} peaks at {value} % less memory than {theirs} ({rest}{runs})."
+    is_enough = saved.seeds >= FEWEST_RUNS
+    is_claim = is_enough and saved.is_difference
+    shown = abs(saved.value)
+    if is_enough and not is_claim:
+        text, shown = "memory_undecided", saved.value
     else:
-        text = "At {rows} rows {ours} peaks at {value} % more memory than {theirs} ({rest}{runs})."
-    low, high = (number(100 * end, 0) for end in (saved.low, saved.high))
-    rest = tr("saved: 95 % interval {low} to {high} %, ", low=low, high=high) if is_claim else ""
-    told = saved.value if saved.seeds >= FEWEST_RUNS and not is_claim else abs(saved.value)
-    value = number(100 * told, 0)
+        text = "memory_less" if saved.value > 0 else "memory_more"
+    value, low, high = (number(100 * end, 0) for end in (shown, saved.low, saved.high))
+    rest = tr("memory_interval", low=low, high=high) if is_claim else ""
     return Statement(tr(text, value=value, low=low, high=high, rest=rest, **names), is_claim)
 
 
@@ -257,40 +228,14 @@ def threats(
     on_a_cluster: bool = False,
 ) -> list[str]:  # fmt: skip
     """Why these numbers may not hold elsewhere, from what this run was."""
-    covers = (
-        "{rows} held-out rows and {seeds} seeds: differences smaller than the intervals cannot be "
-        "seen with them, and the intervals cover the choice of rows and of seed."
-        if seeds > 1
-        else "{rows} held-out rows and one seed: differences smaller than the intervals cannot be "
-        "seen with them, and the intervals cover the choice of rows, not that of seed."
-    )
-    found = [tr(covers, rows=rows, seeds=seeds)]
+    found = [tr("several_seeds" if seeds > 1 else "one_seed", rows=rows, seeds=seeds)]
     if recipe.get("base_model") == EMBEDDED:
-        found.append(
-            tr(
-                "The embedded base has been through 4 bits before (Q4_1), so it already lies near "
-                "a 4-bit grid: what nf4 costs it says little about what nf4 costs other models."
-            )
-        )
+        found.append(tr("embedded_base"))
     if str(environment.get("device", "")).startswith("cpu"):
-        found.append(
-            tr(
-                "Measured on a CPU: which way is faster, and by how much, can be the other way "
-                "round on a GPU; other programs on the machine disturb the times."
-            )
-        )
+        found.append(tr("measured_on_cpu"))
     load, cores = environment.get("load_average", 0), environment.get("cores", 1)
     if load > BUSY * cores:
-        text = (
-            "The machine was busy with other work (load average {load} on {cores} cores): its "
-            "times are too long, and their ratios unreliable."
-        )
-        found.append(tr(text, load=load, cores=cores))
+        found.append(tr("machine_was_busy", load=load, cores=cores))
     if on_a_cluster:
-        found.append(
-            tr(
-                "The trials ran on a cluster, some at the same time: their times can be compared "
-                "as far as its machines and GPUs are alike."
-            )
-        )
+        found.append(tr("trials_on_a_cluster"))
     return found

@@ -4,22 +4,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from suri.study.blocks import Figure, Section, Statements, Table, Text, Tile, Tiles
-from suri.study.figures import Bar, Panel, bar_figure
+from suri.study.blocks import Block, Figure, Section, Statements, Table, Text, Tile, Tiles
+from suri.study.figures import Line, bar_figure, line_figure
 from suri.study.language import tr
-from suri.study.measures import COSTS, MEASURES, Measure, method_label
+from suri.study.measures import COSTS, MEASURES, Measure, method_label, number
 from suri.study.sections import (
     analysis_section,
-    captures_section,
-    code_section,
-    idea_section,
+    measured_rows,
+    panel,
     settings_section,
+    task_section,
 )
-from suri.study.size_sections import SERIES, curves_section, names_of, quality_section
 from suri.study.statements import Statement, cost_statements, loss_statements, threats
-from suri.study.wording import headed, number, quantity, with_interval
 
-TITLE = "Task 2: LoRA, 8-bit and QLoRA over data sizes"
 SPEED_UP = Measure("Speed-up", "times", digits=2)
 SAVED = Measure("Memory saved", "%", 100, 1)
 COMPARED = {
@@ -30,51 +27,40 @@ COMPARED = {
     "exact_match_difference": MEASURES["exact_match"],
 }
 DRAWN = {
-    "time": (
-        ("seconds_per_step", "total_seconds"),
-        "Time: a step, without evaluation, and all of a run from its command to its adapter.",
-    ),
+    "time": (("seconds_per_step", "total_seconds"), "time_of_methods"),
     "memory": (("tokens_per_second", "peak_memory_bytes"), "Throughput and peak memory."),
 }
+SERIES = {"none": 1, "nf4": 2, "int8": 3}
 Summary = Mapping[str, Any]
-Groups = Sequence[Mapping[str, Any]]
+Groups = Sequence[Summary]
 
 
 def study_part(folder: Path, summary: Summary) -> Section:
-    """The whole task, in the order of the handout."""
+    """The whole task."""
     finished = [trial for trial in summary["trials"] if trial["status"] == "finished"]
-    shown = [_cost(summary), quality_section(summary), curves_section(finished)] if finished else []
-    results = Section(tr("Results"), parts=[_overview(summary), *shown, _trials(summary["trials"])])
+    shown = [_cost(summary), _quality(summary), _curves(finished)] if finished else []
     seeds = len(summary["plan"]["seeds"])
     dangers = threats(
         summary["recipe"], summary["held_out_rows"], summary["measured_in"], seeds=seeds
     )
-    return Section(
-        tr(TITLE),
-        parts=[
-            idea_section("study"),
-            code_section("study"),
-            captures_section(folder),
-            results,
-            analysis_section(study_findings(summary), study_statements(summary), dangers),
-            settings_section(summary["recipe"], {tr("Environment"): summary["environment"]}),
-        ],
-    )
-
-
-def study_statements(summary: Summary) -> list[Statement]:
-    """Every sentence on the results, in their order."""
-    return [*cost_statements(summary), *loss_statements(summary)]
+    statements = [*cost_statements(summary), *loss_statements(summary)]
+    last = [
+        analysis_section(study_findings(summary), statements, dangers),
+        settings_section(summary["recipe"], {tr("Environment"): summary["environment"]}),
+    ]
+    results = [_overview(summary), *shown, _trials(summary["trials"])]
+    title = "Task 2: LoRA, 8-bit and QLoRA over data sizes"
+    return task_section(title, "study", folder, results, last)
 
 
 def study_findings(summary: Summary) -> list[Statement]:
-    """The few of them that a summary rests on: those at the largest size."""
+    """The few sentences that a summary rests on: those at the largest size."""
     most = max((group["rows"] for group in summary["groups"]), default=0)
-    largest = dict(summary) | {
+    largest = {
         kind: [found for found in summary[kind] if found["ours"]["rows"] == most]
         for kind in ("methods", "sizes", "settings")
     }
-    return study_statements(largest)
+    return [*cost_statements(largest), *loss_statements(largest)]
 
 
 def _overview(summary: Summary) -> Section:
@@ -84,9 +70,7 @@ def _overview(summary: Summary) -> Section:
         f"; {name} {', '.join(map(str, values))}" for name, values in plan["vary"].items()
     )
     text = tr(
-        "{methods} on {sizes} training rows with seeds {seeds}{varied}; all judged on the same "
-        "{rows} held-out rows. Each trial ran in a process of its own, the methods of one size and "
-        "seed one after the other.",
+        "study_overview",
         methods=", ".join(methods),
         sizes=", ".join(f"{rows:,}" for rows in plan["rows"]),
         seeds=", ".join(map(str, plan["seeds"])),
@@ -113,86 +97,135 @@ def _tiles(found: Summary) -> list[Tile]:
 
 
 def _cost(summary: Summary) -> Section:
+    """Time and memory of every method and size, and of each method against the plain one."""
     groups = summary["groups"]
-    figures = [
-        Figure(name, bar_figure(name, _rows(groups), _panels(groups, names)), tr(caption))
-        for name, (names, caption) in DRAWN.items()
-    ]
-    rows = [
-        [
-            *names_of(group),
-            f"{group['steps']:,}",
-            *(
-                quantity(measure, group[name]["median"]) if group[name] else "–"
-                for name, measure in COSTS.items()
-            ),
-        ]
-        for group in groups
-    ]
+    figures = []
+    for name, (measures, caption) in DRAWN.items():
+        panels = [panel(COSTS[one], [group[one] for group in groups]) for one in measures]
+        figures.append(Figure(name, bar_figure(name, _rows_of(groups), panels), tr(caption)))
+    compared = [found for found in summary["methods"] if found["memory_saved"]]
+    blocks: list[Block] = [Statements(cost_statements(summary)), *figures]
+    if compared:
+        blocks += [_gains_figure(compared), _cost_table(groups), _gains_table(compared)]
+    else:
+        blocks.append(_cost_table(groups))
+    return Section(tr("What it costs"), blocks)
+
+
+def _cost_table(groups: Groups) -> Table:
+    named = [((*_names_of(group), f"{group['steps']:,}"), group) for group in groups]
+    rows = measured_rows(named, COSTS)
     head = [tr(name) for name in ("Rows", "Method", "Steps")]
     head += [tr(measure.label) for measure in COSTS.values()]
-    compared = [found for found in summary["methods"] if found["memory_saved"]]
+    return Table(head, rows, tr("Medians over the seeds"))
+
+
+def _gains_figure(methods: Groups) -> Figure:
+    """Speed-up and memory saved, with their intervals."""
+    gains = {"speed_up": SPEED_UP, "memory_saved": SAVED}
+    panels = [panel(measure, [found[name] for found in methods]) for name, measure in gains.items()]
+    rows = _rows_of([found["ours"] for found in methods])
+    return Figure("speed-up", bar_figure("speed-up", rows, panels), tr("gains_of_methods"))
+
+
+def _gains_table(methods: Groups) -> Table:
+    named = [(_names_of(found["ours"]), found) for found in methods]
+    rows = measured_rows(named, COMPARED)
+    head = [tr("Rows"), tr("Method"), *(measure.head for measure in COMPARED.values())]
+    return Table(head, rows, tr("gains_with_intervals"))
+
+
+def _quality(summary: Summary) -> Section:
+    """Held-out loss and right answers over the sizes, and against what they cost."""
+    groups = summary["groups"]
+    named = [((*_names_of(group), number(group["base_loss"], 3)), group) for group in groups]
+    measures = {name: MEASURES[name] for name in ("loss", "exact_match")}
+    rows = measured_rows(named, measures)
+    head = [tr(name) for name in ("Rows", "Method", "Loss of the base", "Loss", "Exact match, %")]
     return Section(
-        tr("What it costs"),
+        tr("What it brings"),
         [
-            Statements(cost_statements(summary)),
-            *figures,
-            *_speed_up_figure(compared),
-            Table(head, rows, tr("Medians over the seeds")),
-            *_speed_ups(compared),
+            Statements(loss_statements(summary)),
+            *_over_sizes(groups, "loss", "held-out loss"),
+            *_over_sizes(groups, "exact_match", "held-out exact match, %"),
+            _frontier(groups),
+            Table(head, rows, tr("quality_of_methods")),
         ],
     )
 
 
-def _panels(groups: Groups, names: Sequence[str]) -> list[Panel]:
-    return [
-        Panel(
-            headed(COSTS[name]),
-            [_bar(COSTS[name], group[name], ("median", "low", "high")) for group in groups],
-            COSTS[name].digits,
+def _over_sizes(groups: Groups, name: str, label: str) -> list[Figure]:
+    """One measure over the sizes, a line and a band for each method."""
+    sizes = sorted({group["rows"] for group in groups})
+    scale = MEASURES[name].scale
+    lines = []
+    for mine in _by_method([group for group in groups if group[name]]):
+        values, lows, highs = (
+            [group[name][end] * scale for group in mine] for end in ("value", "low", "high")
         )
-        for name in names
-    ]
-
-
-def _speed_up_figure(methods: Groups) -> list[Figure]:
-    """Speed-up and memory saved, with their intervals."""
-    if not methods:
+        places = [sizes.index(group["rows"]) for group in mine]
+        series = SERIES[mine[0]["quantize"]]
+        lines.append(Line(method_label(mine[0]), places, values, series, lows, highs))
+    if not lines:
         return []
-    panels = [
-        Panel(
-            headed(measure),
-            [_bar(measure, found[name], ("value", "low", "high")) for found in methods],
-            measure.digits,
+    named = [f"{size:,}" for size in sizes]
+    drawing = line_figure(f"sizes-{name}", lines, tr("training rows"), tr(label), x_names=named)
+    return [Figure(f"sizes-{name}", drawing, f"{tr(label).capitalize()}. {tr('bands')}")]
+
+
+def _by_method(groups: Groups) -> list[Groups]:
+    labels = dict.fromkeys(method_label(group) for group in groups)
+    return [[group for group in groups if method_label(group) == label] for label in labels]
+
+
+def _frontier(groups: Groups) -> Figure:
+    """Quality against cost: one point for each method and size."""
+    lines = [
+        Line(
+            method_label(mine[0]),
+            [group["train_seconds"]["median"] for group in mine],
+            [group["loss"]["value"] for group in mine],
+            SERIES[mine[0]["quantize"]],
         )
-        for name, measure in (("speed_up", SPEED_UP), ("memory_saved", SAVED))
+        for mine in _by_method(groups)
     ]
-    rows = [(_named(found["ours"]), SERIES[found["ours"]["quantize"]]) for found in methods]
-    caption = tr("Against LoRA of the same rows: times as fast per step, and peak memory saved.")
-    return [Figure("speed-up", bar_figure("speed-up", rows, panels), caption)]
+    drawing = line_figure("frontier", lines, tr("seconds of training steps"), tr("held-out loss"))
+    caption = tr("Quality against cost: lower and further left is better.")
+    return Figure("frontier", drawing, caption)
 
 
-def _speed_ups(methods: Groups) -> list[Table]:
-    rows = [
-        [
-            *names_of(found["ours"]),
-            *(
-                with_interval(measure, found[name]) if found[name] else "–"
-                for name, measure in COMPARED.items()
-            ),
+def _curves(trials: Groups) -> Section:
+    """Loss curves of the first seed, one figure for each size."""
+    first_seed = min(trial["seed"] for trial in trials)
+    figures = []
+    for rows in sorted({trial["rows"] for trial in trials}):
+        lines = [
+            line
+            for trial in trials
+            if (trial["rows"], trial["seed"]) == (rows, first_seed)
+            for line in _curve(trial)
         ]
-        for found in methods
+        name = f"curve-{rows}"
+        drawing = line_figure(name, lines, tr("step"), tr("nats per token"))
+        caption = tr("Loss while training on {rows} rows.", rows=f"{rows:,}")
+        figures.append(Figure(name, drawing, caption))
+    return Section(tr("The training runs"), figures)
+
+
+def _curve(trial: Summary) -> list[Line]:
+    label, series = method_label(trial), SERIES[trial["quantize"]]
+    (steps, losses), (evaluated, held_out) = trial["curve"]["train"], trial["curve"]["eval"]
+    lines = [
+        Line(f"{label}, {tr('training')}", steps, losses, series, faint=True),
+        Line(f"{label}, {tr('held out')}", evaluated, held_out, series),
     ]
-    head = [tr("Rows"), tr("Method"), *(headed(measure) for measure in COMPARED.values())]
-    caption = tr("Against LoRA, with 95 % intervals; the last two columns are differences")
-    return [Table(head, rows, caption)] if rows else []
+    return [line for line in lines if line.xs]
 
 
-def _trials(trials: Sequence[dict[str, Any]]) -> Section:
+def _trials(trials: Groups) -> Section:
     rows = [
         [
-            f"{trial['rows']:,}",
-            method_label(trial),
+            *_names_of(trial),
             str(trial["seed"]),
             tr(trial["status"]),
             trial["reason"] or trial["name"],
@@ -203,13 +236,15 @@ def _trials(trials: Sequence[dict[str, Any]]) -> Section:
     return Section(tr("All trials"), [Table([tr(name) for name in names], rows)])
 
 
+def _names_of(group: Summary) -> tuple[str, str]:
+    """The first two cells of a row: how many rows, and the method."""
+    return f"{group['rows']:,}", method_label(group)
+
+
 def _named(group: Summary) -> str:
     return tr("{rows} rows, {method}", rows=f"{group['rows']:,}", method=method_label(group))
 
 
-def _rows(groups: Groups) -> list[tuple[str, int]]:
+def _rows_of(groups: Groups) -> list[tuple[str, int]]:
+    """Labels and series of a figure with one row for each method and size."""
     return [(_named(group), SERIES[group["quantize"]]) for group in groups]
-
-
-def _bar(measure: Measure, found: Summary | None, ends: Sequence[str]) -> Bar | None:
-    return Bar(*(found[end] * measure.scale for end in ends)) if found else None

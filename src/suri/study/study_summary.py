@@ -1,7 +1,7 @@
 """What a study's trials come to: groups, methods held against each other, what more rows bring."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from statistics import median
 from typing import Any
@@ -30,47 +30,46 @@ def summarise_trials(trials: Sequence[Entry]) -> dict[str, Any]:
     cells: dict[Cell, list[Entry]] = {}
     for trial in trials:
         if trial["status"] == "finished":
-            cells.setdefault(_cell(trial), []).append(trial)
+            cell = trial["rows"], str(trial["settings"]), trial["quantize"]
+            cells.setdefault(cell, []).append(trial)
+    sizes = sorted({rows for rows, _, _ in cells})
+    smaller = {large: small for small, large in itertools.pairwise(sizes)}
+    first: dict[tuple[int, str], str] = {}
+    for rows, settings, method in cells:
+        first.setdefault((rows, method), settings)
+    growing = dict(sorted(cells.items(), key=lambda item: item[0][0]))
     return {
         "groups": [_group(cell) for cell in cells.values()],
-        "methods": [_methods(*pair) for pair in _method_pairs(cells)],
-        "sizes": [_sizes(*pair) for pair in _size_pairs(cells)],
-        "settings": [_settings(*pair) for pair in _setting_pairs(cells)],
+        "methods": [
+            _methods(*pair)
+            for pair in _pairs(cells, lambda rows, settings, _: (rows, settings, "none"))
+        ],
+        "sizes": [
+            _held_against(*pair, equal=())
+            for pair in _pairs(growing, lambda rows, *same: (smaller.get(rows, 0), *same))
+        ],
+        "settings": [
+            _held_against(*pair, equal=("steps", "rows_seen"))
+            for pair in _pairs(cells, lambda rows, _, method: (rows, first[rows, method], method))
+        ],
     }
 
 
-def _cell(trial: Entry) -> Cell:
-    return trial["rows"], str(trial["settings"]), trial["quantize"]
-
-
-def _method_pairs(cells: dict[Cell, list[Entry]]) -> Iterator[tuple[list[Entry], list[Entry]]]:
-    """Every quantised method and the plain one, of the same size and settings."""
-    for (rows, settings, method), ours in cells.items():
-        theirs = cells.get((rows, settings, "none"))
-        if method != "none" and theirs:
-            yield ours, theirs
-
-
-def _size_pairs(cells: dict[Cell, list[Entry]]) -> Iterator[tuple[list[Entry], list[Entry]]]:
-    """Every size and the next smaller one, of the same method and settings."""
-    sizes = sorted({rows for rows, _, _ in cells})
-    for small, large in itertools.pairwise(sizes):
-        for (rows, settings, method), ours in cells.items():
-            if rows == large and (theirs := cells.get((small, settings, method))):
-                yield ours, theirs
-
-
-def _setting_pairs(cells: dict[Cell, list[Entry]]) -> Iterator[tuple[list[Entry], list[Entry]]]:
-    """Every other setting and the plan's first, of the same size and method."""
-    firsts: dict[tuple[int, str], list[Entry]] = {}
-    for (rows, _, method), ours in cells.items():
-        theirs = firsts.setdefault((rows, method), ours)
-        if theirs is not ours:
+def _pairs(
+    cells: dict[Cell, list[Entry]], other: Callable[[int, str, str], Cell]
+) -> Iterator[tuple[list[Entry], list[Entry]]]:
+    """The trials of every cell, and of the other one that it is held against, if there is one."""
+    for cell, ours in cells.items():
+        theirs = cells.get(other(*cell))
+        if theirs and theirs is not ours:
             yield ours, theirs
 
 
 def _group(trials: Sequence[Entry]) -> dict[str, Any]:
-    totals, weights = losses_by_row(trials)
+    totals, weights = _losses_by_row(trials)
+    right = _right(trials)
+    # The whole time of a trial that was cut and went on is None.
+    known = {name: [trial[name] for trial in trials if trial[name] is not None] for name in COSTS}
     return {
         "rows": trials[0]["rows"],
         "quantize": trials[0]["quantize"],
@@ -79,14 +78,9 @@ def _group(trials: Sequence[Entry]) -> dict[str, Any]:
         "steps": trials[0]["steps"],
         "base_loss": median(trial["base_loss"] for trial in trials),
         "loss": asdict(mean_interval(totals, weights)),
-        "exact_match": _as_json(_share(right) if (right := _right(trials)) else None),
-        **{name: spread(known) if (known := _known(trials, name)) else None for name in COSTS},
+        "exact_match": asdict(_share(right)) if right else None,
+        **{name: spread(values) if values else None for name, values in known.items()},
     }
-
-
-def _known(trials: Sequence[Entry], name: str) -> list[float]:
-    """The trials' numbers; the whole time of a trial that was cut and went on is none."""
-    return [trial[name] for trial in trials if trial[name] is not None]
 
 
 def _methods(ours: Sequence[Entry], theirs: Sequence[Entry]) -> dict[str, Any]:
@@ -105,20 +99,12 @@ def _methods(ours: Sequence[Entry], theirs: Sequence[Entry]) -> dict[str, Any]:
     has_whole = all(all(one) for trials in whole for one in trials)
     memory = ratio_interval(*peaks)
     return found | {
-        "speed_up": _as_json(ratio_interval(*steps) if steps[0][0] else None),
-        "speed_up_to_adapter": _as_json(ratio_interval(*whole) if has_whole else None),
+        "speed_up": asdict(ratio_interval(*steps)) if steps[0][0] else None,
+        "speed_up_to_adapter": asdict(ratio_interval(*whole)) if has_whole else None,
         "memory_saved": asdict(
             Interval(1 - memory.value, 1 - memory.high, 1 - memory.low, 1, memory.seeds)
         ),
     }
-
-
-def _sizes(large: Sequence[Entry], small: Sequence[Entry]) -> dict[str, Any]:
-    return _held_against(large, small, equal=())
-
-
-def _settings(ours: Sequence[Entry], theirs: Sequence[Entry]) -> dict[str, Any]:
-    return _held_against(ours, theirs, equal=("steps", "rows_seen"))
 
 
 EQUAL = (
@@ -157,12 +143,12 @@ def _held_against(
     }  # fmt: skip
     if not ours or unequal:
         return found
-    (our, weights), (their, _) = losses_by_row(ours), losses_by_row(theirs)
+    (our, weights), (their, _) = _losses_by_row(ours), _losses_by_row(theirs)
     right, others = _right(ours), _right(theirs)
     exact = difference_interval(right, others, most=1) if right and others else None
     return found | {
         "loss_difference": asdict(difference_interval(our, their, weights)),
-        "exact_match_difference": _as_json(exact),
+        "exact_match_difference": asdict(exact) if exact else None,
     }
 
 
@@ -173,7 +159,7 @@ def _same_seeds(ours: Sequence[Entry], theirs: Sequence[Entry]) -> tuple[list[En
     return both, [others[trial["seed"]] for trial in both]
 
 
-def losses_by_row(trials: Sequence[Entry]) -> tuple[list[list[float]], list[float]]:
+def _losses_by_row(trials: Sequence[Entry]) -> tuple[list[list[float]], list[float]]:
     """Summed loss of every held-out row, for each trial, and the rows' learned tokens."""
     totals = [[row["loss_sum"] for row in trial["losses"]] for trial in trials]
     return totals, [row["learned_tokens"] for row in trials[0]["losses"]]
@@ -198,7 +184,3 @@ def _share(right: Sequence[Sequence[float]]) -> Interval:
     wilson = share_interval(round(found.value * rows), rows)
     low, high = max(0.0, min(found.low, wilson.low)), min(1.0, max(found.high, wilson.high))
     return Interval(found.value, low, high, rows, found.seeds)
-
-
-def _as_json(found: Interval | None) -> dict[str, Any] | None:
-    return asdict(found) if found else None

@@ -10,10 +10,10 @@ from suri.errors import UsageError
 from suri.files import write_text
 from suri.reading import read_toml
 from suri.recipe import Recipe, settings_of, with_settings
-from suri.study.compare import Comparison, compare, open_folder
-from suri.study.forms import WORK, Say, ways_of
+from suri.study.compare import Comparison, compare
+from suri.study.forms import WORK, ways_of
 from suri.study.plan import refuse_unknown
-from suri.study.process import run_module
+from suri.study.process import Say, open_results, run_module
 
 
 def compare_plan(asked: Comparison, say: Say) -> Path:
@@ -36,7 +36,7 @@ def compare_plan(asked: Comparison, say: Say) -> Path:
     recipe = replace(recipe, output_dir=str(run.absolute()))
     comparison = Comparison(run=run, **settings | {"output_dir": str(asked.folder)} | flags)
     ways_of(comparison.ways, comparison.engines, comparison.dtypes, recipe.quantize)
-    open_folder(asked.folder)
+    open_results(asked.folder, WORK)
     train(recipe, asked.folder / WORK / "train.txt", say)
     return compare(comparison, say)
 

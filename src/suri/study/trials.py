@@ -4,27 +4,27 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import tomli_w
 
 from suri.data.records import read_records
 from suri.data.skills import is_correct
-from suri.errors import Preempted, SuriError, UsageError
-from suri.files import append_json_line, make_folder, write_json, write_text
+from suri.errors import Preempted, SuriError
+from suri.files import append_json_line, write_json, write_text
 from suri.locks import holding
 from suri.manifest import MANIFEST, check_manifest
 from suri.reading import read_json_lines, read_object, well_formed
 from suri.recipe import settings_of
 from suri.study.plan import DATA, Plan, Trial, trials_of, what_it_is, write_rows
 from suri.study.preflight import common_budget, held_equal, with_budget
-from suri.study.process import busiest, measure, run_module
+from suri.study.process import Say, busiest, measure, open_results, run_module
 from suri.study.report import STUDY, write_report
 from suri.study.statements import threats
 from suri.study.study_summary import summarise_trials
 
-Say = Callable[[str], None]
 Note = Callable[[dict[str, Any]], None]
 """Takes one line of what was started."""
 CURVE_POINTS = 400
@@ -33,35 +33,23 @@ ATTEMPTS = "attempts.jsonl"
 """One line for everything that was started, appended and never changed."""
 
 
-class Executor(Protocol):
-    """Where the work of a study is done."""
+class Executor:
+    """Does the work of a study: on this machine, one trial after the other."""
 
     def budget(self, trials: Sequence[Trial], folder: Path) -> dict[str, Any]:
         """What `common_budget` finds where the trials will run."""
-
-    def carry_out(
-        self, trials: Sequence[Trial], folder: Path, say: Say
-    ) -> Iterator[dict[str, Any]]:
-        """What `run_trial` gives for each trial, in the order in which they end."""
-
-
-class Here:
-    """One trial after the other, on this machine."""
-
-    def budget(self, trials: Sequence[Trial], folder: Path) -> dict[str, Any]:
-        """Reckoned on this machine."""
         return common_budget(trials, folder)
 
     def carry_out(
         self, trials: Sequence[Trial], folder: Path, say: Say
     ) -> Iterator[dict[str, Any]]:
-        """In the order of the plan."""
+        """What `run_trial` gives for each trial, in the order in which they end."""
         for number, trial in enumerate(trials, start=1):
             say(f"trial {number} of {len(trials)}: {trial.name}")
-            yield run_trial(trial, folder, say, lambda entry: note_attempt(folder, entry))
+            yield run_trial(trial, folder, say, partial(note_attempt, folder))
 
 
-HERE = Here()
+HERE = Executor()
 
 
 def run_plan(
@@ -72,11 +60,7 @@ def run_plan(
     `on` is where, `only_check` ends before the first trial. Raises UsageError for a folder of
     something else; the last failure where no trial finished; Preempted where one was told to stop.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / DATA).is_dir():
-        raise UsageError(
-            f"{folder} exists and holds something else", do="choose another --output_dir"
-        )
-    make_folder(folder / DATA)
+    open_results(folder, DATA)
     with holding(
         folder, lambda: say("waiting for another study in this folder, or its last trial")
     ):
@@ -84,7 +68,7 @@ def run_plan(
         budget = on.budget(list(trials_of(plan, folder)), folder)
         plan = with_budget(plan, budget["token_budget"])
         trials = list(trials_of(plan, folder))
-        equal = held_equal(plan, budget["token_budget"], len(held_out))
+        equal = held_equal(plan, len(held_out))
         say(f"{len(trials)} trials; held equal for the methods of one size and seed:")
         for name, value in equal.items():
             say(f"  {name}: {value}")
@@ -107,17 +91,16 @@ def run_trial(trial: Trial, folder: Path, say: Say, note: Note) -> dict[str, Any
 
     A trial that was cut goes on from its last saved state; `note` is told of this attempt.
     """
-    place = place_of(trial, folder)
-    run = place / "run"
+    run, judged = trial.place / "run", trial.place / MEASURED
     started = time.time()
     try:
         if (run / "result.json").is_file():
             say("  finished already")
         else:
-            _train(trial, place, folder)
-        if not (place / MEASURED).is_file():
+            _train(trial, folder)
+        if not judged.is_file():
             what = f"evaluating {trial.name}"
-            measure(_spec(trial, run), place / "judged", what=what, results=folder)
+            measure(_spec(trial), judged.parent, what=what, results=folder)
     except SuriError as problem:
         note(attempt(trial, started, problem.exit_code))
         if problem.exit_code == Preempted.exit_code:
@@ -126,17 +109,15 @@ def run_trial(trial: Trial, folder: Path, say: Say, note: Note) -> dict[str, Any
             ) from problem
         reason = problem.found or problem.what
         say(f"  failed: {reason}")
-        return failed(trial, folder, reason, problem.exit_code)
-    (place / FAILED).unlink(missing_ok=True)
+        return failed(trial, reason, problem.exit_code)
+    (trial.place / FAILED).unlink(missing_ok=True)
     note(attempt(trial, started, 0))
-    judged = read_object(place / MEASURED)
-    return _identity(trial) | collect(run, judged, attempts_of(place))
+    return _identity(trial) | collect(run, read_object(judged), attempts_of(trial.place))
 
 
-def _train(trial: Trial, place: Path, folder: Path) -> None:
+def _train(trial: Trial, folder: Path) -> None:
     """Start the trial, or let it go on where a saved state is; every attempt has its terminal."""
-    run = place / "run"
-    number = attempts_of(place) + 1
+    place, run = trial.place, trial.place / "run"
     recipe = place / "recipe.toml"
     write_text(recipe, tomli_w.dumps(settings_of(trial.recipe) | {"overwrite": True}))
     arguments = ["train", "--recipe", str(recipe)]
@@ -146,25 +127,19 @@ def _train(trial: Trial, place: Path, folder: Path) -> None:
         "suri",
         arguments,
         what=f"trial {trial.name}",
-        terminal=place / f"terminal-{number}.txt",
+        terminal=place / f"terminal-{attempts_of(place) + 1}.txt",
         results=folder,
     )
 
 
-def place_of(trial: Trial, folder: Path) -> Path:
-    """The folder of a trial."""
-    return folder / "trials" / trial.name
-
-
-def is_done(trial: Trial, folder: Path) -> bool:
+def is_done(trial: Trial) -> bool:
     """Whether a trial is trained and judged."""
-    place = place_of(trial, folder)
-    return (place / "run" / "result.json").is_file() and (place / MEASURED).is_file()
+    return all((trial.place / name).is_file() for name in ("run/result.json", MEASURED))
 
 
-def failed(trial: Trial, folder: Path, reason: str, code: int) -> dict[str, Any]:
+def failed(trial: Trial, reason: str, code: int) -> dict[str, Any]:
     """Note beside a trial why it failed; returns what the summary holds of it."""
-    write_json(place_of(trial, folder) / FAILED, {"reason": reason, "exit_code": code})
+    write_json(trial.place / FAILED, {"reason": reason, "exit_code": code})
     return _identity(trial) | {"status": "failed", "reason": reason}
 
 
@@ -186,9 +161,9 @@ def note_attempt(folder: Path, entry: dict[str, Any]) -> None:
     append_json_line(folder / ATTEMPTS, entry)
 
 
-def _spec(trial: Trial, run: Path) -> dict[str, Any]:
+def _spec(trial: Trial) -> dict[str, Any]:
     return {
-        "run": str(run.absolute()),
+        "run": trial.recipe.output_dir,
         "way": "adapter",
         "with_adapter": True,
         "quantize": trial.recipe.quantize,

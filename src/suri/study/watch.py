@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from suri.errors import SuriError
 from suri.reading import read_json_lines
@@ -23,9 +22,9 @@ class Row:
     attempts: int
 
 
-def row_of(trial: Trial, place: Path) -> Row:
-    """What the folder `place` tells of its trial."""
-    recipe = trial.recipe
+def row_of(trial: Trial) -> Row:
+    """What its folder tells of a trial."""
+    recipe, place = trial.recipe, trial.place
     steps = math.ceil(recipe.num_epochs * math.ceil(trial.rows / recipe.batch_size))
     try:
         lines = read_json_lines(place / "run" / "metrics.jsonl")
