@@ -25,7 +25,7 @@ from suri.files import write_json
 from suri.model import weights as weights_module
 from suri.model.adapter import Adapter
 from suri.model.adapter_file import read_adapter, write_adapter
-from suri.model.meta_names import permute, unpermute
+from suri.model.tensor_names import permute, unpermute
 from suri.model.weights import base_identity, open_weights
 from suri.reading import read_json
 

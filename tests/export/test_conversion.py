@@ -22,7 +22,7 @@ from suri.export.meta_decoder import MetaDecoder
 from suri.files import write_json
 from suri.model import weights as weights_module
 from suri.model.config import read_config
-from suri.model.meta_names import permute, unpermute
+from suri.model.tensor_names import permute, unpermute
 from suri.model.tokenizer import read_tokenizer
 from suri.model.weights import find_base, open_weights
 from suri.reading import read_json

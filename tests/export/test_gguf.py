@@ -34,7 +34,7 @@ from suri.files import write_json
 from suri.infer.engines import open_model
 from suri.model.config import read_config
 from suri.model.gguf_file import GgufFile
-from suri.model.meta_names import permute
+from suri.model.tensor_names import permute
 from suri.model.tokenizer import read_tokenizer
 from suri.model.weights import find_base, open_weights
 from suri.reading import read_json
@@ -281,7 +281,7 @@ def test_a_sentencepiece_tokenizer_goes_in_with_its_scores(tmp_path):
 def test_the_way_of_cutting_words_comes_back(base, adapter, tmp_path, pre):
     from tokenizers import Regex, pre_tokenizers
 
-    from suri.model.gguf_names import SPLITS
+    from suri.model.word_splits import SPLITS
 
     own = tmp_path / "base"
     shutil.copytree(base, own)

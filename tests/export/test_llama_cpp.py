@@ -24,8 +24,8 @@ from suri.export.certify import verify
 from suri.export.gguf import write_gguf
 from suri.export.gguf_vocabulary import vocabulary_of
 from suri.export.llama_cpp import read
-from suri.model.gguf_names import SPLITS
 from suri.model.tokenizer import read_tokenizer
+from suri.model.word_splits import SPLITS
 from suri.reading import read_json
 
 need("xllamacpp")

@@ -29,7 +29,7 @@ from suri.files import write_json
 from suri.model.adapter import Adapter
 from suri.model.adapter_file import write_adapter
 from suri.model.lora import low_rank
-from suri.model.meta_names import permute, unpermute
+from suri.model.tensor_names import permute, unpermute
 from suri.reading import read_json
 from suri.recipe import Recipe
 from suri.train.run import train

@@ -27,9 +27,8 @@ from suri.model.adapter_file import read_adapter
 from suri.model.attention import PackedAttention
 from suri.model.config import read_config
 from suri.model.gguf_base import convert
-from suri.model.gguf_names import to_gguf
 from suri.model.load import load_decoder
-from suri.model.meta_names import to_meta, unpermute
+from suri.model.tensor_names import to_gguf, to_meta, unpermute
 from suri.model.tokenizer import read_tokenizer
 from suri.model.weights import find_base, recorded_base
 from suri.reading import read_json

@@ -13,7 +13,6 @@ from suri.files import write_json
 from suri.model.config import ModelConfig
 from suri.model.gguf_base import gguf_file
 from suri.model.gguf_file import GgufFile
-from suri.model.gguf_names import GGUF_NAMES, from_gguf, to_gguf
 from suri.model.gguf_rope import llama3_scaling
 from suri.model.weights import find_base
 
@@ -116,15 +115,6 @@ def test_tensors_are_what_the_gguf_package_reads(tmp_path, kind):
     plain = {"F16": torch.float16, "BF16": torch.bfloat16}
     assert found.dtype == plain.get(kind, torch.float32)
     assert np.array_equal(found.float().numpy(), dequantize(stored, quantized))
-
-
-def test_names_go_both_ways():
-    for pattern in GGUF_NAMES:
-        name = f"{pattern.format(17)}.weight"
-        assert from_gguf(to_gguf(name) or "") == name
-    for strange in ("model.layers.x.mlp.up_proj.weight", "model.norm", "model.layers.{}.mlp.up"):
-        assert to_gguf(strange) is None
-    assert from_gguf("blk.3.ffn_gate_exps.weight") is None
 
 
 def test_another_family_is_refused(tmp_path):

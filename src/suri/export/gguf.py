@@ -24,8 +24,13 @@ from suri.export.gguf_vocabulary import Vocabulary, vocabulary_of
 from suri.export.publish import publish
 from suri.model.config import ModelConfig
 from suri.model.decoder import rotary_frequencies
-from suri.model.gguf_names import ARCHITECTURES, ROPE_FACTORS, to_gguf
-from suri.model.meta_names import unpermute
+from suri.model.tensor_names import (
+    ARCHITECTURES,
+    ROPE_FACTORS,
+    rotary_heads,
+    to_gguf,
+    unpermute,
+)
 from suri.model.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -100,14 +105,13 @@ def gguf_tensors(merge: Merge, report: Report = silent) -> Iterator[tuple[str, T
     rows of q and k in that order; qwen2 and qwen3 turn halves, as HF does.
     """
     config = merge.base.config
-    heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
-    turned = heads if ARCHITECTURES[config.model_type] == "llama" else {}
+    turned = ARCHITECTURES[config.model_type] == "llama"
     for done, name in enumerate(merge.base, 1):
         weight = {name: merge.base[name]}
         dtype = SUMMED_IN.get(_kind(merge, merge.base.shape(name)), torch.float32)
         ((_, tensor),) = fold(weight, merge.adapter, dtype)
-        part = name.split(".")[-2]
-        yield _name(name), unpermute(tensor, turned[part]) if part in turned else tensor
+        heads = rotary_heads(name, config) if turned else 0
+        yield _name(name), unpermute(tensor, heads) if heads else tensor
         report("folding", done, len(merge.base))
     if (factors := rope_factors(config)) is not None:
         yield ROPE_FACTORS, factors

@@ -25,7 +25,7 @@ from suri.export.fold import Merge, MergeBaseName, Report, fold, open_merge, sil
 from suri.export.publish import publish
 from suri.files import write_json
 from suri.model.config import ModelConfig, meta_inner_size
-from suri.model.meta_names import to_meta, unpermute
+from suri.model.tensor_names import rotary_heads, to_meta, unpermute
 
 STORAGES = {
     torch.float32: torch.FloatStorage,
@@ -125,12 +125,11 @@ def _inner_size(dim: int, inner: int) -> dict[str, float]:
 def meta_tensors(merge: Merge, report: Report = silent) -> Iterator[tuple[str, Tensor]]:
     """Meta's names with merged tensors, rotary rows in Meta's order, a tied head written out."""
     config = merge.base.config
-    heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
     for done, (name, tensor) in enumerate(fold(merge.base, merge.adapter, merge.dtype), 1):
         report("folding", done, len(merge.base))
-        part = name.split(".")[-2]
-        yield to_meta(name), unpermute(tensor, heads[part]) if part in heads else tensor
-        if config.tied_head and part == "embed_tokens":
+        heads = rotary_heads(name, config)
+        yield to_meta(name), unpermute(tensor, heads) if heads else tensor
+        if config.tied_head and name == "model.embed_tokens.weight":
             yield "output.weight", tensor
 
 

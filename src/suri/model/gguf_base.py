@@ -14,10 +14,15 @@ from suri.errors import Corrupt, SuriError, UsageError
 from suri.files import cache_folder, disk_errors_explained, need_space, publishing, write_json
 from suri.model.config import UNREADABLE, ModelConfig, hf_config_of
 from suri.model.gguf_file import PLAIN, GgufFile
-from suri.model.gguf_names import ARCHITECTURES, ROPE_FACTORS, from_gguf
 from suri.model.gguf_rope import llama3_scaling
 from suri.model.gguf_vocabulary import write_tokenizer
-from suri.model.meta_names import permute
+from suri.model.tensor_names import (
+    ARCHITECTURES,
+    ROPE_FACTORS,
+    from_gguf,
+    permute,
+    rotary_heads,
+)
 
 SHARD_BYTES = 10**9
 """Bytes after which the cached weights go on in another file: so many are held at once."""
@@ -174,16 +179,15 @@ def special_ids(source: GgufFile) -> dict[str, int]:
 
 def _hf_tensors(source: GgufFile, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     """HF names with tensors; the llama architecture has Meta's order of rotary rows."""
-    heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
     for gguf_name in source.tensors:
         name = from_gguf(gguf_name)
         if name is None:
             continue
-        tensor, part = source.tensor(gguf_name), name.split(".")[-2]
+        tensor = source.tensor(gguf_name)
         if not bool(torch.isfinite(tensor).all()):
             raise Corrupt(f"{source.path}: {gguf_name} holds numbers that are not finite")
-        turned = part in heads and config.model_type == "llama"
-        yield name, permute(tensor, heads[part]) if turned else tensor
+        heads = rotary_heads(name, config) if config.model_type == "llama" else 0
+        yield name, permute(tensor, heads) if heads else tensor
 
 
 def _write_weights(source: GgufFile, config: ModelConfig, folder: Path) -> None:

@@ -17,7 +17,7 @@ LOOKUP = {
             "The merge: W + scaling · B A for one weight. The sum is made in fp32 and cast once; "
             "block by block, so that one block of rows at most is held in fp32."
         ),
-        "suri.model.meta_names:unpermute": (
+        "suri.model.tensor_names:unpermute": (
             "The order of rotary rows. Hugging Face turns the two halves of a head against each "
             "other, Meta neighbouring rows: q and k are reordered head by head, k by its own "
             "number of heads. Forgetting this gives a model that talks nonsense without an error."
