@@ -10,7 +10,7 @@ from gguf.quants import dequantize, quantize
 
 from suri.errors import Corrupt, UsageError
 from suri.files import write_json
-from suri.model.config import ModelConfig
+from suri.model.config import ModelConfig, read_config
 from suri.model.gguf_base import gguf_file
 from suri.model.gguf_file import GgufFile
 from suri.model.gguf_rope import llama3_scaling
@@ -152,6 +152,36 @@ def test_a_header_that_does_not_fit_its_tensors_is_corrupt(tmp_path, key, value)
     writer.close()
     with pytest.raises(Corrupt, match="header"):
         find_base(str(tmp_path / "x.gguf"))
+
+
+@pytest.mark.parametrize("biased", [("q", "k", "v", "output"), ("q", "k", "v"), ()])
+def test_biases_are_kept_or_refused(tmp_path, biased):
+    writer = GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_key_length(6)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_context_length(64)
+    writer.add_embedding_length(20)
+    writer.add_feed_forward_length(44)
+    writer.add_block_count(1)
+    rows = {"q": 24, "k": 12, "v": 12, "output": 20}
+    writer.add_tensor("token_embd.weight", np.zeros((9, 20), dtype=np.float32))
+    for part in ("q", "k"):
+        weight = np.zeros((rows[part], 20), dtype=np.float32)
+        writer.add_tensor(f"blk.0.attn_{part}.weight", weight)
+    for part in biased:
+        writer.add_tensor(f"blk.0.attn_{part}.bias", np.ones(rows[part], dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    if len(biased) == 3:  # a config.json has no word for them
+        with pytest.raises(UsageError, match="not a plain llama model"):
+            find_base(str(tmp_path / "x.gguf"))
+        return
+    config = read_config(find_base(str(tmp_path / "x.gguf")))
+    assert config.qkv_bias == config.o_bias == bool(biased)
 
 
 def test_which_file_a_folder_means(tmp_path):

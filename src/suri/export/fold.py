@@ -13,7 +13,7 @@ from suri.errors import Corrupt, UsageError
 from suri.export.provenance import check_holds_no_other, check_is_no_merge
 from suri.model.adapter import Adapter
 from suri.model.adapter_file import is_adapter, read_adapter
-from suri.model.config import ModelConfig, read_config
+from suri.model.config import read_config
 from suri.model.storage import nf4_roundtrip
 from suri.model.tokenizer import Tokenizer, read_tokenizer, tokenizer_file
 from suri.model.weights import base_identity, check_layers, open_weights, recorded_base
@@ -52,7 +52,7 @@ class MergeBase(Mapping[str, Tensor]):
         self._weights = open_weights(folder)
         self.files = self._weights.files
         check_layers(self._weights, self.config, folder)
-        linears = _linears(self.config)
+        linears = {f"{module}.weight": shape for module, shape in self.config.modules().items()}
         if missing := sorted(set(linears) - set(self._weights)):
             raise Corrupt(f"{folder}: weights are missing", found=", ".join(missing))
         for name, shape in linears.items():
@@ -95,15 +95,6 @@ class MergeBase(Mapping[str, Tensor]):
         if name in self._roundtrip:
             return self[name][rows]
         return self._weights.stored(name).read(rows)
-
-
-def _linears(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The weight of each linear with its shape."""
-    return {
-        f"model.layers.{number}.{module}.weight": shape
-        for number in range(config.num_layers)
-        for module, shape in config.linear_shapes().items()
-    }
 
 
 @dataclass(frozen=True)

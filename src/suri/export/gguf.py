@@ -6,7 +6,6 @@ its convert_hf_to_gguf.py.
 
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,7 @@ from suri.export.fold import Merge, MergeBaseName, Report, fold, open_merge, sil
 from suri.export.gguf_reader import GGUF_FILE
 from suri.export.gguf_vocabulary import Vocabulary, vocabulary_of
 from suri.export.publish import publish
-from suri.model.config import ModelConfig
-from suri.model.decoder import rotary_frequencies
+from suri.model.gguf_rope import rope_factors
 from suri.model.tensor_names import (
     ARCHITECTURES,
     ROPE_FACTORS,
@@ -115,13 +113,6 @@ def gguf_tensors(merge: Merge, report: Report = silent) -> Iterator[tuple[str, T
         report("folding", done, len(merge.base))
     if (factors := rope_factors(config)) is not None:
         yield ROPE_FACTORS, factors
-
-
-def rope_factors(config: ModelConfig) -> Tensor | None:
-    """By what Llama 3's scaling divides each frequency, fp32 [head_dim / 2]; None without it."""
-    if config.rope_scaling is None or config.rope_scaling["rope_type"] != "llama3":
-        return None
-    return rotary_frequencies(replace(config, rope_scaling=None)) / rotary_frequencies(config)
 
 
 def _name(name: str) -> str:

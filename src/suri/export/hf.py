@@ -16,20 +16,13 @@ from suri.export.fold import Merge, MergeBaseName, Report, fold, open_merge, sil
 from suri.export.peft_merge import merged_weights
 from suri.export.publish import publish
 from suri.files import fault, replacing, write_json
-from suri.model.config import ModelConfig, hf_config_of
+from suri.model.config import ModelConfig, class_of, hf_config_of
 from suri.model.tokenizer import Tokenizer
 
 SHARD_BYTES = 5 * 10**9
 """Most bytes of one file, unless a single tensor is larger."""
 
 CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-
-CLASSES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
 
 DROPPED = (
     "auto_map", "custom_pipelines", "quantization_config", "torch_dtype", "_name_or_path",
@@ -78,7 +71,7 @@ def merged_config(
             del kept[name]
     if tokenizer is not None:
         kept |= _special_ids(kept, tokenizer)
-    return kept | {"architectures": [CLASSES[config.model_type]], "dtype": dtype}
+    return kept | {"architectures": [class_of(config)], "dtype": dtype}
 
 
 def _special_ids(raw: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from suri.export.certify import Certificate
 from suri.export.fold import Merge, MergeBaseName, Report, fold, open_merge, silent
 from suri.export.publish import publish
 from suri.files import write_json
-from suri.model.config import ModelConfig, meta_inner_size
+from suri.model.config import SCALED_ROPE, ModelConfig, meta_inner_size
 from suri.model.tensor_names import rotary_heads, to_meta, unpermute
 
 STORAGES = {
@@ -34,15 +34,6 @@ STORAGES = {
 }
 ALIGNMENT = 64
 """Bytes at whose multiples torch starts each tensor, so that a memory map can be used as it is."""
-
-SCALED_ROPE = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-"""The one rotary scaling that Meta's code knows: `use_scaled_rope` switches it on (Llama 3.1)."""
 
 
 def write_meta(

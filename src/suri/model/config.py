@@ -1,6 +1,5 @@
 """The shape of a Llama-family model, read from the configuration beside its weights."""
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +50,14 @@ class ModelConfig:
             wrong.append(f"{self.num_kv_heads} for {self.num_heads} heads of {self.head_dim}")
         if wrong:
             raise ValueError(", ".join(wrong))
+
+    def modules(self) -> dict[str, tuple[int, int]]:
+        """The shape [out, in] of each linear of the model, by its HF name."""
+        return {
+            f"model.layers.{number}.{module}": shape
+            for number in range(self.num_layers)
+            for module, shape in self.linear_shapes().items()
+        }
 
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """The shape [out, in] of each linear of a layer, by its name inside the layer."""
@@ -159,6 +166,16 @@ ROPE_SETTINGS = {
 }  # fmt: skip
 
 
+SCALED_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+"""The one rotary scaling that Meta's code knows: `use_scaled_rope` switches it on (Llama 3.1)."""
+
+
 def _checked_rope(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings; raises ValueError where the numbers of their kind are none or cannot work."""
     numbers = {name: float(settings[name]) for name in ROPE_SETTINGS[settings["rope_type"]]}
@@ -186,14 +203,7 @@ def _config_from_meta(params: dict[str, Any], where: Path) -> ModelConfig:
         dim, heads = whole(params["dim"]), whole(params["n_heads"])
         scaled = _flag(params, "use_scaled_rope")
         size = _meta_vocabulary(params, where, dim)
-        llama3 = {
-            "rope_type": "llama3",
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        }
-        llama3.update(params.get("rope_scaling") or {})
+        rope = SCALED_ROPE | (params.get("rope_scaling") or {})
         return ModelConfig(
             model_type="llama",
             vocab_size=size,
@@ -207,7 +217,7 @@ def _config_from_meta(params: dict[str, Any], where: Path) -> ModelConfig:
             ),
             norm_eps=float(params.get("norm_eps", 1e-5)),
             rope_theta=float(params.get("rope_theta", 10000.0)),
-            rope_scaling=_checked_rope(llama3) if scaled else None,
+            rope_scaling=_checked_rope(rope) if scaled else None,
             max_positions=_meta_positions(params),
         )
     except UNREADABLE as problem:
@@ -253,8 +263,9 @@ def meta_inner_size(dim: int, multiple_of: int, multiplier: float | None) -> int
 
 def hf_config_of(config: ModelConfig) -> dict[str, Any]:
     """config.json for a model that had none (read from a Meta folder or a GGUF file)."""
-    raw: dict[str, Any] = {
-        "architectures": [f"{config.model_type.capitalize()}ForCausalLM"],
+    rope = {"rope_type": "default", **(config.rope_scaling or {}), "rope_theta": config.rope_theta}
+    return {
+        "architectures": [class_of(config)],
         "model_type": config.model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -268,9 +279,13 @@ def hf_config_of(config: ModelConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.tied_head,
         "rope_theta": config.rope_theta,
         "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
+        "attention_bias": config.o_bias,
+        "mlp_bias": config.mlp_bias,
         "dtype": config.dtype,
+        "rope_parameters": rope,
     }
-    rope = {"rope_type": "default", **(config.rope_scaling or {}), "rope_theta": config.rope_theta}
-    return raw | {"rope_parameters": json.loads(json.dumps(rope))}
+
+
+def class_of(config: ModelConfig) -> str:
+    """What transformers calls the model's class."""
+    return f"{config.model_type.capitalize()}ForCausalLM"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from suri.errors import Corrupt, SuriError, UsageError
 from suri.files import cache_folder, disk_errors_explained, need_space, publishing, write_json
-from suri.model.config import UNREADABLE, ModelConfig, hf_config_of
+from suri.model.config import UNREADABLE, ModelConfig, config_from_hf, hf_config_of
 from suri.model.gguf_file import PLAIN, GgufFile
 from suri.model.gguf_rope import llama3_scaling
 from suri.model.gguf_vocabulary import write_tokenizer
@@ -131,6 +131,7 @@ def read_gguf_config(source: GgufFile) -> ModelConfig:
             dtype=str(source.tensor("token_embd.weight").dtype).removeprefix("torch."),
         )
         _check_shapes(source, config)
+        _check_plain(source, config)
         return _with_scaling(source, config, str(arch))
     except UNREADABLE as problem:
         found = repr(problem)[:200]
@@ -148,6 +149,16 @@ def _check_shapes(source: GgufFile, config: ModelConfig) -> None:
                     f"{source.path}: blk.{number}.{part} does not fit its header",
                     found=f"{entry and entry.shape} where {expected} is needed",
                 )
+
+
+def _check_plain(source: GgufFile, config: ModelConfig) -> None:
+    """Raise UsageError for biases or norms that config.json cannot name, and that would be lost."""
+    named = config_from_hf(hf_config_of(config), str(source.path))
+    if replace(named, rope_scaling=config.rope_scaling) != config:
+        raise UsageError(
+            f"{source.path}: not a plain {config.model_type} model",
+            found="biases or norms in other places than such models have them",
+        )
 
 
 def _with_scaling(source: GgufFile, config: ModelConfig, arch: str) -> ModelConfig:
