@@ -17,6 +17,8 @@ from merges import (
     merged_by_peft,
     own_cache,
     reference_logits,
+    write_gguf,
+    write_hf,
 )
 from safetensors.torch import load_file
 
@@ -24,12 +26,10 @@ from conftest import LLAMA3_ROPE
 from suri.data.records import Record
 from suri.errors import Corrupt, UsageError
 from suri.export import gguf, readers
-from suri.export.certify import verify
 from suri.export.fold import MergeBase
-from suri.export.gguf import write_gguf
 from suri.export.gguf_reader import rows_of_halves
-from suri.export.hf import write_hf
 from suri.export.readers import read_logits
+from suri.export.verify import verify
 from suri.files import write_json
 from suri.infer.engines import open_model
 from suri.model.config import read_config

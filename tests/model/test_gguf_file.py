@@ -165,13 +165,16 @@ def test_biases_are_kept_or_refused(tmp_path, biased):
     writer.add_embedding_length(20)
     writer.add_feed_forward_length(44)
     writer.add_block_count(1)
-    rows = {"q": 24, "k": 12, "v": 12, "output": 20}
+    shapes = {
+        "attn_q": (24, 20), "attn_k": (12, 20), "attn_v": (12, 20), "attn_output": (20, 24),
+        "ffn_gate": (44, 20), "ffn_up": (44, 20), "ffn_down": (20, 44),
+    }  # fmt: skip
     writer.add_tensor("token_embd.weight", np.zeros((9, 20), dtype=np.float32))
-    for part in ("q", "k"):
-        weight = np.zeros((rows[part], 20), dtype=np.float32)
-        writer.add_tensor(f"blk.0.attn_{part}.weight", weight)
+    for part, shape in shapes.items():
+        writer.add_tensor(f"blk.0.{part}.weight", np.zeros(shape, dtype=np.float32))
     for part in biased:
-        writer.add_tensor(f"blk.0.attn_{part}.bias", np.ones(rows[part], dtype=np.float32))
+        bias = np.ones(shapes[f"attn_{part}"][0], dtype=np.float32)
+        writer.add_tensor(f"blk.0.attn_{part}.bias", bias)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

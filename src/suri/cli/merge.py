@@ -100,16 +100,15 @@ def _write(
     merge_base: "MergeBaseName" = "dequantized",
 ) -> None:
     """Write the folder that the flags name, of a base (of a merge: "" for the recorded one)."""
-    from suri.export.gguf import write_gguf
-    from suri.export.hf import write_hf
-    from suri.export.meta import write_meta
+    from suri.export.publish import write_merge
     from suri.model.weights import find_base
 
-    write = {"hf": write_hf, "meta": write_meta, "gguf": write_gguf}[flags.to]
     out = Path(flags.output_dir.strip())
     found = find_base(base) if base.strip() or adapter is None else None
     with _bar() as report:
-        certificate = write(found, adapter, out, flags.dtype, merge_base=merge_base, report=report)
+        certificate = write_merge(
+            flags.to, found, adapter, out, flags.dtype, merge_base=merge_base, report=report
+        )
     print(*certificate.checks, *certificate.notes, sep="\n")
     print(f"PASS {flags.to} {out}")
 
@@ -118,7 +117,7 @@ def run_verify(args: list[str]) -> None:
     """Parse `suri verify` and check; prints PASS, or raises Corrupt with what is wrong."""
     flags = parse(VerifyFlags, args, "suri verify")
     from suri.errors import Corrupt
-    from suri.export.certify import verify
+    from suri.export.verify import verify
 
     folder = Path(flags.folder.strip())
     if flags.adapter.strip():
@@ -137,7 +136,7 @@ def run_verify(args: list[str]) -> None:
 def _verify_other(folder: Path, flags: VerifyFlags) -> None:
     """Print the checks of a folder that somebody else wrote; raises Corrupt where one fails."""
     from suri.errors import Corrupt
-    from suri.export.others import certify_other
+    from suri.export.verify import certify_other
     from suri.model.weights import find_base
 
     with _bar() as report:

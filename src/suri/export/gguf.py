@@ -15,12 +15,10 @@ import torch
 from torch import Tensor
 
 from suri.errors import UsageError
-from suri.export.certify import Certificate
 from suri.export.companions import prompt_of, template_of
-from suri.export.fold import Merge, MergeBaseName, Report, fold, open_merge, silent
+from suri.export.fold import Merge, Report, fold, silent
 from suri.export.gguf_reader import GGUF_FILE
 from suri.export.gguf_vocabulary import Vocabulary, vocabulary_of
-from suri.export.publish import publish
 from suri.model.gguf_rope import rope_factors
 from suri.model.tensor_names import (
     ARCHITECTURES,
@@ -39,8 +37,6 @@ FILE_TYPES = {"float32": 0, "float16": 1, "bfloat16": 32, "q8_0": 7}
 TENSOR_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
 SUMMED_IN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """How the sum is rounded; for Q8_0, which quantises fp32, not at all."""
-CARRIERS = {"F32": torch.int32, "F16": torch.int16, "BF16": torch.int16}
-"""Numbers of the right width: numpy has no bfloat16, and the type is given beside."""
 BLOCK = 32
 """Numbers of one block of Q8_0."""
 ROWS = 4096
@@ -49,37 +45,44 @@ ROWS = 4096
 QUANTIZATION_VERSION = 2
 
 
-def write_gguf(
-    base: Path | None,
-    adapter: Path | None,
-    out: Path,
-    dtype: str = "auto",
-    *,
-    merge_base: MergeBaseName = "dequantized",
-    report: Report = silent,
-) -> Certificate:
-    """Merge an adapter folder into its base (None: the recorded one) as a new folder `out`.
+def write_gguf(merge: Merge, folder: Path, report: Report = silent) -> None:
+    """Write model.gguf, its header from the shapes alone, then each tensor as it comes.
 
-    Without an adapter the base itself is written.
-    It holds model.gguf in `dtype` (auto: float16; q8_0 is the smallest), norms in fp32, and the
-    tokenizer's files beside it. Raises UsageError for a model or tokenizer that llama.cpp's
-    architectures cannot hold, Corrupt where the certificate fails; then nothing is published.
+    Raises UsageError for a model or tokenizer that llama.cpp's architectures cannot hold.
     """
-    dtype = "float16" if dtype == "auto" else dtype
-    merge = open_merge(adapter, base, dtype=dtype, merge_base=merge_base, to="gguf")
-    config, tokenizer = merge.base.config, merge.tokenizer
+    from gguf import GGUFWriter
+
     if problems := list(_unknown_to_gguf(merge)):
         raise UsageError(
             "llama.cpp's architectures cannot hold this model",
             found="; ".join(problems),
             do="use --to hf",
         )
+    config, tokenizer = merge.base.config, merge.tokenizer
     vocabulary = vocabulary_of(tokenizer, config.vocab_size) if tokenizer else None
-
-    def write(folder: Path) -> None:
-        _write_file(folder / GGUF_FILE, merge, vocabulary, report)
-
-    return publish(merge, out, "gguf", write, report)
+    writer = GGUFWriter(folder / GGUF_FILE, ARCHITECTURES[config.model_type])
+    _add_settings(writer, merge)
+    if vocabulary and tokenizer:
+        _add_vocabulary(writer, vocabulary, tokenizer)
+        if template := template_of(prompt_of(merge), tokenizer):
+            writer.add_chat_template(template)
+    else:
+        writer.add_tokenizer_model("none")
+    shapes = {_name(name): merge.base.shape(name) for name in merge.base}
+    if rope_factors(config) is not None:
+        shapes[ROPE_FACTORS] = (config.head_dim // 2,)
+    kinds = {name: _kind(merge, shape) for name, shape in shapes.items()}
+    _announce(writer, shapes, kinds)
+    if merge.rounded_to and (left := list(kinds.values()).count("F16")):
+        log.warning("%d tensors stay in float16: their rows are not made of blocks of 32", left)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, tensor in gguf_tensors(merge, report):
+            writer.write_tensor_data(_stored(tensor, kinds[name]))
+    finally:
+        writer.close()
 
 
 def _unknown_to_gguf(merge: Merge) -> Iterator[str]:
@@ -129,36 +132,6 @@ def _kind(merge: Merge, shape: tuple[int, ...]) -> str:
     return "F16" if kind == "Q8_0" and shape[-1] % BLOCK else kind
 
 
-def _write_file(file: Path, merge: Merge, vocabulary: Vocabulary | None, report: Report) -> None:
-    """Write the header from the shapes alone, then each tensor as it comes."""
-    from gguf import GGUFWriter
-
-    config = merge.base.config
-    writer = GGUFWriter(file, ARCHITECTURES[config.model_type])
-    _add_settings(writer, merge)
-    if vocabulary and merge.tokenizer:
-        _add_vocabulary(writer, vocabulary, merge.tokenizer)
-        if template := template_of(prompt_of(merge), merge.tokenizer):
-            writer.add_chat_template(template)
-    else:
-        writer.add_tokenizer_model("none")
-    shapes = {_name(name): merge.base.shape(name) for name in merge.base}
-    if rope_factors(config) is not None:
-        shapes[ROPE_FACTORS] = (config.head_dim // 2,)
-    kinds = {name: _kind(merge, shape) for name, shape in shapes.items()}
-    _announce(writer, shapes, kinds)
-    if merge.rounded_to and (left := list(kinds.values()).count("F16")):
-        log.warning("%d tensors stay in float16: their rows are not made of blocks of 32", left)
-    try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for name, tensor in gguf_tensors(merge, report):
-            writer.write_tensor_data(_stored(tensor, kinds[name]))
-    finally:
-        writer.close()
-
-
 def _announce(writer: Any, shapes: dict[str, tuple[int, ...]], kinds: dict[str, str]) -> None:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -172,9 +145,9 @@ def _announce(writer: Any, shapes: dict[str, tuple[int, ...]], kinds: dict[str, 
 
 def _stored(tensor: Tensor, kind: str) -> npt.NDArray[Any]:
     """The tensor's bytes as the file holds them."""
-    if kind in CARRIERS:
-        carried: npt.NDArray[Any] = tensor.contiguous().view(CARRIERS[kind]).numpy()
-        return carried
+    if kind in SUMMED_IN:
+        content: npt.NDArray[Any] = tensor.contiguous().view(torch.uint8).numpy()
+        return content
     from gguf import GGMLQuantizationType, quants
 
     parts = (part.contiguous().numpy() for part in tensor.split(ROWS))

@@ -20,9 +20,7 @@ import torch
 from torch import Tensor
 
 from suri.errors import UsageError
-from suri.export.certify import Certificate
-from suri.export.fold import Merge, MergeBaseName, Report, fold, open_merge, silent
-from suri.export.publish import publish
+from suri.export.fold import Merge, Report, fold, silent
 from suri.files import write_json
 from suri.model.config import SCALED_ROPE, ModelConfig, meta_inner_size
 from suri.model.tensor_names import rotary_heads, to_meta, unpermute
@@ -36,29 +34,10 @@ ALIGNMENT = 64
 """Bytes at whose multiples torch starts each tensor, so that a memory map can be used as it is."""
 
 
-def write_meta(
-    base: Path | None,
-    adapter: Path | None,
-    out: Path,
-    dtype: str = "auto",
-    *,
-    merge_base: MergeBaseName = "dequantized",
-    report: Report = silent,
-) -> Certificate:
-    """Merge an adapter folder into its base (None: the recorded one) as a new Meta folder `out`.
-
-    Without an adapter the base itself is written.
-    Raises UsageError for a model that Meta's format cannot hold, Corrupt where the certificate
-    fails; then nothing is published.
-    """
-    merge = open_merge(adapter, base, dtype=dtype, merge_base=merge_base)
-    params = meta_params(merge.base.config)
-
-    def write(folder: Path) -> None:
-        write_archive(folder / "consolidated.00.pth", meta_tensors(merge, report))
-        write_json(folder / "params.json", params)
-
-    return publish(merge, out, "meta", write, report)
+def write_meta(merge: Merge, folder: Path, report: Report = silent) -> None:
+    """Write both files; raises UsageError for a model that Meta's format cannot hold."""
+    write_json(folder / "params.json", meta_params(merge.base.config))
+    write_archive(folder / "consolidated.00.pth", meta_tensors(merge, report))
 
 
 def meta_params(config: ModelConfig) -> dict[str, Any]:

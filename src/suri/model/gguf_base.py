@@ -3,7 +3,6 @@
 import hashlib
 import math
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,16 +15,15 @@ from suri.model.config import UNREADABLE, ModelConfig, config_from_hf, hf_config
 from suri.model.gguf_file import PLAIN, GgufFile
 from suri.model.gguf_rope import llama3_scaling
 from suri.model.gguf_vocabulary import write_tokenizer
+from suri.model.tensor_files import write_safetensors
 from suri.model.tensor_names import (
     ARCHITECTURES,
     ROPE_FACTORS,
     from_gguf,
     permute,
     rotary_heads,
+    to_gguf,
 )
-
-SHARD_BYTES = 10**9
-"""Bytes after which the cached weights go on in another file: so many are held at once."""
 
 BESIDE = (
     "prompt.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "certificate.json",
@@ -139,16 +137,15 @@ def read_gguf_config(source: GgufFile) -> ModelConfig:
 
 
 def _check_shapes(source: GgufFile, config: ModelConfig) -> None:
-    """Raise Corrupt where the heads that the header announces are not those of its tensors."""
-    for number in range(config.num_layers):
-        for part, hf_part in (("attn_q", "q_proj"), ("attn_k", "k_proj")):
-            entry = source.tensors.get(f"blk.{number}.{part}.weight")
-            expected = config.linear_shapes()[f"self_attn.{hf_part}"]
-            if entry is None or entry.shape != expected:
-                raise Corrupt(
-                    f"{source.path}: blk.{number}.{part} does not fit its header",
-                    found=f"{entry and entry.shape} where {expected} is needed",
-                )
+    """Raise Corrupt where the linears that the header announces are not those of its tensors."""
+    for module, expected in config.modules().items():
+        name = str(to_gguf(f"{module}.weight"))
+        entry = source.tensors.get(name)
+        if entry is None or entry.shape != expected:
+            raise Corrupt(
+                f"{source.path}: {name} does not fit its header",
+                found=f"{entry and entry.shape} where {expected} is needed",
+            )
 
 
 def _check_plain(source: GgufFile, config: ModelConfig) -> None:
@@ -188,40 +185,22 @@ def special_ids(source: GgufFile) -> dict[str, int]:
     return {f"{name}_token_id": i for name, i in found.items() if isinstance(i, int)}
 
 
-def _hf_tensors(source: GgufFile, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    """HF names with tensors; the llama architecture has Meta's order of rotary rows."""
-    for gguf_name in source.tensors:
-        name = from_gguf(gguf_name)
-        if name is None:
-            continue
-        tensor = source.tensor(gguf_name)
-        if not bool(torch.isfinite(tensor).all()):
-            raise Corrupt(f"{source.path}: {gguf_name} holds numbers that are not finite")
-        heads = rotary_heads(name, config) if config.model_type == "llama" else 0
-        yield name, permute(tensor, heads) if heads else tensor
-
-
 def _write_weights(source: GgufFile, config: ModelConfig, folder: Path) -> None:
-    """Write safetensors with an index, SHARD_BYTES or one tensor in memory at most."""
-    from safetensors.torch import save_file
+    """Write model.safetensors, its tensors in the order in which that library has them."""
+    names = {name: gguf for gguf in source.tensors if (name := from_gguf(gguf))}
+    entries = [
+        (name, source.tensors[gguf].shape, PLAIN.get(source.tensors[gguf].kind, torch.float32))
+        for name, gguf in names.items()
+    ]
+    entries.sort(key=lambda entry: (-entry[2].itemsize, entry[0]))
+    tensors = ((name, _hf_tensor(source, names[name], name, config)) for name, _, _ in entries)
+    write_safetensors(folder / "model.safetensors", entries, tensors)
 
-    places: dict[str, str] = {}
-    held: dict[str, Tensor] = {}
 
-    def put() -> None:
-        file = f"model-{len(set(places.values())) + 1:05}.safetensors"
-        save_file(held, folder / file, metadata={"format": "pt"})
-        places.update(dict.fromkeys(held, file))
-        held.clear()
-
-    for name, tensor in _hf_tensors(source, config):
-        held[name] = tensor.contiguous()
-        if sum(each.nbytes for each in held.values()) > SHARD_BYTES:
-            put()
-    if held:
-        put()
-    if len(set(places.values())) == 1:
-        (folder / places.popitem()[1]).rename(folder / "model.safetensors")
-    else:
-        index = {"metadata": {}, "weight_map": places}
-        write_json(folder / "model.safetensors.index.json", index)
+def _hf_tensor(source: GgufFile, gguf_name: str, name: str, config: ModelConfig) -> Tensor:
+    """A tensor as HF has it; the architecture llama has Meta's order of rotary rows."""
+    tensor = source.tensor(gguf_name)
+    if not bool(torch.isfinite(tensor).all()):
+        raise Corrupt(f"{source.path}: {gguf_name} holds numbers that are not finite")
+    heads = rotary_heads(name, config) if config.model_type == "llama" else 0
+    return permute(tensor, heads) if heads else tensor
