@@ -11,7 +11,7 @@ from suri.export.companions import sampling
 from suri.export.fold import Merge, Report, fold, silent
 from suri.export.peft_merge import merged_weights
 from suri.files import fault, replacing, write_json
-from suri.model.config import ModelConfig, class_of, hf_config_of
+from suri.model.config import ModelConfig, class_of
 from suri.model.tensor_files import write_safetensors
 from suri.model.tokenizer import Tokenizer
 
@@ -41,14 +41,13 @@ def merged_config(
     config: ModelConfig, dtype: str, tokenizer: Tokenizer | None = None
 ) -> dict[str, Any]:
     """config.json of the result: the base's, its dtype, its class and usable special tokens."""
-    raw = config.raw or hf_config_of(config)
-    kept = {name: value for name, value in raw.items() if name not in DROPPED}
+    kept = {name: value for name, value in config.raw.items() if name not in DROPPED}
     for name in SPECIAL_IDS:
         if isinstance(kept.get(name), int) and not 0 <= kept[name] < config.vocab_size:
             del kept[name]
     if tokenizer is not None:
         kept |= _special_ids(kept, tokenizer)
-    return kept | {"architectures": [class_of(config)], "dtype": dtype}
+    return kept | {"architectures": [class_of(config.model_type)], "dtype": dtype}
 
 
 def _special_ids(raw: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:

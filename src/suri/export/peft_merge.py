@@ -16,7 +16,6 @@ from suri.errors import Corrupt, UsageError
 from suri.export.fold import Merge
 from suri.model.adapter import Adapter
 from suri.model.adapter_file import peft_tensors
-from suri.model.config import hf_config_of
 from suri.model.vector_math import settle
 
 
@@ -58,7 +57,7 @@ def _base_model(merge: Merge) -> Any:
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    raw = dict(merge.base.config.raw or hf_config_of(merge.base.config))
+    raw = dict(merge.base.config.raw)
     raw.pop("quantization_config", None)
     raw.pop("auto_map", None)
     config = transformers.AutoConfig.for_model(**raw)

@@ -12,10 +12,6 @@ from suri.model.word_splits import pre_tokenizer
 SAME_SPLIT = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}
 """Further names of tokenizer.ggml.pre that mean a known way of cutting words."""
 
-SPECIAL = {
-    "bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"
-}  # fmt: skip
-
 
 def write_tokenizer(source: GgufFile, folder: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json; nothing where the file has no vocabulary.
@@ -93,11 +89,11 @@ def _write_sentencepiece(source: GgufFile, folder: Path) -> None:
 
 def _config(source: GgufFile, *, adds_bos: bool) -> dict[str, Any]:
     tokens = source.values["tokenizer.ggml.tokens"]
-    ids = {n: source.values.get(f"tokenizer.ggml.{key}_token_id") for n, key in SPECIAL.items()}
+    ids = source.special_ids()
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    if not all(0 <= number < len(tokens) for number in ids.values() if number is not None):
+    if not all(0 <= number < len(tokens) for number in ids.values()):
         raise ValueError(f"special tokens {ids} of {len(tokens)}")
-    config |= {name: tokens[number] for name, number in ids.items() if number is not None}
+    config |= {f"{name}_token": tokens[number] for name, number in ids.items()}
     config["add_bos_token"] = bool(source.values.get("tokenizer.ggml.add_bos_token", adds_bos))
     if length := source.values.get(f"{source.values['general.architecture']}.context_length"):
         config["model_max_length"] = int(length)
