@@ -117,7 +117,10 @@ def check_targets(merge: Merge, output: Mapping[str, Tensor]) -> Check:
 
 def check_others(merge: Merge, output: Mapping[str, Tensor], to: str) -> Check:
     """Every other tensor is the base's, cast (GGUF: vectors in fp32): the same shapes and bits."""
-    others = {name: name for name in merge.base if name not in set(_targets(merge))}
+    # The weights that the adapter's file names, whatever was made of it since.
+    modules = AdapterFile(merge.adapter_folder).modules if merge.adapter_folder else []
+    targets = {f"{module}.weight" for module in modules}
+    others = {name: name for name in merge.base if name not in targets}
     if to == "meta" and merge.base.config.tied_head:
         others["lm_head.weight"] = "model.embed_tokens.weight"
     strange = set(output) - set(merge.base) - set(others)
@@ -149,13 +152,6 @@ def check_logits(merge: Merge, folder: Path, to: str) -> tuple[dict[str, Any], t
         return {"reader": reader}, checks
     record, more = check_with_llama_cpp(merge, folder, texts, expected)
     return {"reader": reader, "llama.cpp": record}, (*checks, *more)
-
-
-def _targets(merge: Merge) -> list[str]:
-    """Weights that the adapter's file names, whatever was made of it since."""
-    if merge.adapter_folder is None:
-        return []
-    return [f"{module}.weight" for module in AdapterFile(merge.adapter_folder).modules]
 
 
 def _rounding(

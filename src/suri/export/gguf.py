@@ -93,8 +93,6 @@ def _unknown_to_gguf(merge: Merge) -> Iterator[str]:
         yield "its linears have biases"
     if config.sliding_window is not None:
         yield f"its attention ends after {config.sliding_window} tokens"
-    if config.head_dim % 2:
-        yield f"its heads are {config.head_dim} wide"
     if unknown := [name for name in merge.base if to_gguf(name) is None]:
         yield f"it has the tensor {unknown[0]}"
 

@@ -24,7 +24,6 @@ DROPPED = (
 )  # fmt: skip
 """Keys of config.json that would run code of the base's folder, or no longer hold."""
 
-
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
