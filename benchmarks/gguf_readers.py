@@ -16,8 +16,8 @@ import torch
 
 from suri.export.checks import compare_logits
 from suri.export.fold import open_merge
-from suri.export.gguf import write_gguf
 from suri.export.probes import probe_ids
+from suri.export.publish import write_merge
 from suri.model.adapter import initial_adapter
 from suri.model.adapter_file import write_adapter
 from suri.model.config import read_config
@@ -57,7 +57,7 @@ def measure(adapter: Path, place: Path, dtypes: tuple[str, ...]) -> dict[str, An
     changed = compare_logits(expected, plain, "bfloat16")
     result: dict[str, Any] = {"the adapter's change": {c.name: c.figure for c in changed}}
     for dtype in dtypes:
-        certificate = write_gguf(None, adapter, place / dtype, dtype)
+        certificate = write_merge("gguf", None, adapter, place / dtype, dtype)
         figures = {check.name: check.figure for check in certificate.checks}
         readers = {"reader": certificate.record["reader"]}
         result[dtype] = figures | readers | {"llama.cpp": certificate.record["llama.cpp"]}

@@ -34,9 +34,10 @@ def make_base(folder: Path, layers: int) -> None:
     """Random weights in shards, of a spread that keeps activations in range."""
     import torch
 
-    from suri.export.hf import _shards, write_safetensors
+    from suri.export.hf import _shards
     from suri.files import write_json
     from suri.model.config import read_config
+    from suri.model.tensor_files import write_safetensors
 
     folder.mkdir(parents=True)
     write_json(folder / "config.json", CONFIG | {"num_hidden_layers": layers})
@@ -62,8 +63,8 @@ def make_base(folder: Path, layers: int) -> None:
     places = {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        entries = [(name, shapes[name]) for name in names]
-        write_safetensors(folder / file, entries, torch.bfloat16, tensors(names))
+        entries = [(name, shapes[name], torch.bfloat16) for name in names]
+        write_safetensors(folder / file, entries, tensors(names))
         places |= dict.fromkeys(names, file)
     write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": places})
 
@@ -99,10 +100,9 @@ write_weights(open_merge(Path(sys.argv[2]), Path(sys.argv[1])), out)
 READ_BACK = """
 import sys
 from pathlib import Path
-from suri.export.certify import check_others, check_targets
+from suri.export.certify import check_others, check_targets, hashes
 from suri.export.fold import open_merge
 from suri.export.readers import read_tensors
-from suri.export.records import hashes
 merge, out = open_merge(Path(sys.argv[2]), Path(sys.argv[1])), Path(sys.argv[3])
 output = read_tensors(out, "hf", merge.base)
 print(check_targets(merge, output), check_others(merge, output, "hf"), sep="\\n")

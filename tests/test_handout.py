@@ -18,9 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from conftest import make_model, write_tokenizer
 from suri.cli.main import main
-from suri.export.hf import write_hf
-from suri.export.meta import write_meta
-from suri.export.others import certify_other
+from suri.export.publish import write_merge
+from suri.export.verify import certify_other
 from suri.files import write_json
 from suri.model.adapter import initial_adapter
 from suri.model.adapter_file import read_adapter, write_adapter
@@ -136,7 +135,7 @@ def test_merge_and_unload_gives_our_merge_within_a_rounding(
 ) -> None:
     base, adapter = lab
     by_the_handouts_script("merge_and_unload", base, adapter, tmp_path / "theirs")
-    write_hf(base, adapter, tmp_path / "ours", "bfloat16")
+    write_merge("hf", base, adapter, tmp_path / "ours", "bfloat16")
     theirs, ours = (load_file(tmp_path / name / "model.safetensors") for name in ("theirs", "ours"))
     assert theirs.keys() == ours.keys()
     source = load_file(base / "model.safetensors")
@@ -184,7 +183,7 @@ def test_the_state_dict_script_exports_the_untouched_base(
     assert verdicts == ["FAIL", "ok", "FAIL"]  # the targets, the other tensors, the logits
     assert "is not this base with this adapter" in said.err
     ours = tmp_path / "ours"
-    write_meta(base, adapter, ours, "float16")
+    write_merge("meta", base, adapter, ours, "float16")
     capsys.readouterr()
     main(["verify", str(ours), "--adapter", str(adapter), "--base_model", str(base)])
     assert capsys.readouterr().out.splitlines()[-1] == f"PASS meta {ours}"

@@ -1,6 +1,7 @@
 """Tiny bases written by transformers and adapters written by peft, for the tests of this room."""
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from conftest import make_model, write_tokenizer
+from suri.export.publish import write_merge
 from suri.files import write_json
 from suri.reading import read_json
+
+write_hf, write_meta, write_gguf = (partial(write_merge, to) for to in ("hf", "meta", "gguf"))
 
 SCALED_ROPE = {
     "rope_type": "llama3",

@@ -7,25 +7,23 @@ from pathlib import Path
 import blake3
 import pytest
 import torch
-from merges import adapter, files_in, make_adapter, make_base
+from merges import adapter, files_in, make_adapter, make_base, write_gguf, write_hf, write_meta
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from suri.errors import Corrupt, UsageError
 from suri.export import fold as folding
 from suri.export import meta
-from suri.export.certify import check_others, check_targets, verify
+from suri.export.certify import check_others, check_targets
 from suri.export.checks import Check, compare_logits
 from suri.export.fold import fold, open_merge
-from suri.export.gguf import write_gguf
-from suri.export.hf import write_hf
-from suri.export.meta import write_meta
 from suri.export.probes import PROBES, probe_ids
+from suri.export.verify import verify
 from suri.files import write_json
 from suri.model import weights as weights_module
 from suri.model.adapter import Adapter
 from suri.model.adapter_file import read_adapter, write_adapter
-from suri.model.meta_names import permute, unpermute
+from suri.model.tensor_names import permute, unpermute
 from suri.model.weights import base_identity, open_weights
 from suri.reading import read_json
 

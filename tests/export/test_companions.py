@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import transformers
 from go_template import go_rendered, modelfile_of
-from merges import make_adapter, make_base
+from merges import make_adapter, make_base, write_gguf, write_hf, write_meta
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
@@ -17,10 +17,7 @@ from suri.data.encode import encode_prompt
 from suri.data.prompt import Special, TextPrompt, find_prompt, read_prompt
 from suri.data.records import Record
 from suri.errors import Corrupt
-from suri.export.certify import verify
-from suri.export.gguf import write_gguf
-from suri.export.hf import write_hf
-from suri.export.meta import write_meta
+from suri.export.verify import verify
 from suri.files import write_json
 from suri.model.gguf_file import GgufFile
 from suri.model.tokenizer import read_tokenizer

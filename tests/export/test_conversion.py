@@ -7,22 +7,29 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from merges import SCALED_ROPE, files_in, make_adapter, make_base, own_cache, reference_logits
+from merges import (
+    SCALED_ROPE,
+    files_in,
+    make_adapter,
+    make_base,
+    own_cache,
+    reference_logits,
+    write_gguf,
+    write_hf,
+    write_meta,
+)
 from meta_folders import cut, meta_state, write_folder
 from safetensors.torch import load_file, save_file
 
 from suri.data.prompt import TextPrompt
 from suri.errors import Corrupt, UsageError
 from suri.export import meta
-from suri.export.certify import verify
-from suri.export.gguf import write_gguf
-from suri.export.hf import write_hf
-from suri.export.meta import write_meta
 from suri.export.meta_decoder import MetaDecoder
+from suri.export.verify import verify
 from suri.files import write_json
 from suri.model import weights as weights_module
 from suri.model.config import read_config
-from suri.model.meta_names import permute, unpermute
+from suri.model.tensor_names import permute, unpermute
 from suri.model.tokenizer import read_tokenizer
 from suri.model.weights import find_base, open_weights
 from suri.reading import read_json

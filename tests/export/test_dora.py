@@ -7,19 +7,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from merges import files_in, make_adapter, make_base, merged_by_peft, peft_model, reference_logits
+from merges import (
+    files_in,
+    make_adapter,
+    make_base,
+    merged_by_peft,
+    peft_model,
+    reference_logits,
+    write_gguf,
+    write_hf,
+    write_meta,
+)
 from safetensors.torch import load_file, save_file
 
 from conftest import LLAMA3_ROPE
 from suri.cli.main import main
 from suri.errors import Corrupt, UsageError
 from suri.export import peft_merge
-from suri.export.certify import check_targets, verify
+from suri.export.certify import check_targets
 from suri.export.fold import MergeBase, open_merge
-from suri.export.gguf import write_gguf
-from suri.export.hf import write_hf
-from suri.export.meta import write_meta
 from suri.export.peft_merge import merged_weights, unmerged_logits
+from suri.export.verify import verify
 from suri.files import write_json
 from suri.model.adapter_file import WEIGHTS_FILE, read_adapter, write_adapter
 from suri.model.load import layered_logits, load_decoder

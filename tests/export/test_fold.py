@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from merges import adapter, base, make_adapter, make_base, merged_by_peft
+from merges import (
+    adapter,
+    base,
+    make_adapter,
+    make_base,
+    merged_by_peft,
+    write_gguf,
+    write_hf,
+    write_meta,
+)
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 
@@ -12,9 +21,6 @@ from conftest import write_tokenizer
 from suri.errors import Corrupt, UsageError
 from suri.export import fold as folding
 from suri.export.fold import MergeBase, fold, open_merge
-from suri.export.gguf import write_gguf
-from suri.export.hf import write_hf
-from suri.export.meta import write_meta
 from suri.export.readers import read_tensors
 from suri.files import write_json
 from suri.model.adapter_file import read_adapter, write_adapter

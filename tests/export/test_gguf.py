@@ -17,6 +17,8 @@ from merges import (
     merged_by_peft,
     own_cache,
     reference_logits,
+    write_gguf,
+    write_hf,
 )
 from safetensors.torch import load_file
 
@@ -24,17 +26,15 @@ from conftest import LLAMA3_ROPE
 from suri.data.records import Record
 from suri.errors import Corrupt, UsageError
 from suri.export import gguf, readers
-from suri.export.certify import verify
 from suri.export.fold import MergeBase
-from suri.export.gguf import write_gguf
 from suri.export.gguf_reader import rows_of_halves
-from suri.export.hf import write_hf
 from suri.export.readers import read_logits
+from suri.export.verify import verify
 from suri.files import write_json
 from suri.infer.engines import open_model
 from suri.model.config import read_config
 from suri.model.gguf_file import GgufFile
-from suri.model.meta_names import permute
+from suri.model.tensor_names import permute
 from suri.model.tokenizer import read_tokenizer
 from suri.model.weights import find_base, open_weights
 from suri.reading import read_json
@@ -281,7 +281,7 @@ def test_a_sentencepiece_tokenizer_goes_in_with_its_scores(tmp_path):
 def test_the_way_of_cutting_words_comes_back(base, adapter, tmp_path, pre):
     from tokenizers import Regex, pre_tokenizers
 
-    from suri.model.gguf_names import SPLITS
+    from suri.model.word_splits import SPLITS
 
     own = tmp_path / "base"
     shutil.copytree(base, own)

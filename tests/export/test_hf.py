@@ -12,15 +12,17 @@ from merges import (
     make_base,
     merged_by_peft,
     reference_logits,
+    write_hf,
 )
 from safetensors.torch import load_file
 
 from suri.data.prompt import TextPrompt, read_prompt
 from suri.errors import UsageError
 from suri.export import hf
-from suri.export.hf import merged_config, write_hf, write_safetensors
+from suri.export.hf import merged_config
 from suri.files import write_json
 from suri.model.config import read_config
+from suri.model.tensor_files import write_safetensors
 from suri.model.tokenizer import read_tokenizer
 from suri.reading import read_json
 
@@ -157,8 +159,8 @@ def test_an_existing_folder_is_left_alone(tmp_path):
 def test_the_file_is_what_safetensors_reads(tmp_path, dtype):
     tensors = {"a.weight": torch.randn(5, 7).to(dtype), "b": torch.randn(3).to(dtype)}
     tensors["c"] = torch.randn(4, 6).to(dtype).t()
-    entries = [(name, tuple(tensor.shape)) for name, tensor in tensors.items()]
-    write_safetensors(tmp_path / "x.safetensors", entries, dtype, iter(tensors.items()))
+    entries = [(name, tuple(tensor.shape), dtype) for name, tensor in tensors.items()]
+    write_safetensors(tmp_path / "x.safetensors", entries, tensors.items())
     found = load_file(tmp_path / "x.safetensors")
     assert set(found) == set(tensors)
     for name, tensor in tensors.items():
@@ -182,7 +184,7 @@ def test_one_tensor_is_held_at_a_time(tmp_path):
             most = max(most, sum(reference() is not None for reference in alive))
             yield f"t{number}", tensor
 
-    entries = [(f"t{number}", (40, 50)) for number in range(12)]
-    write_safetensors(tmp_path / "x.safetensors", entries, torch.float32, tensors())
+    entries = [(f"t{number}", (40, 50), torch.float32) for number in range(12)]
+    write_safetensors(tmp_path / "x.safetensors", entries, tensors())
     assert most <= 2
     assert load_file(tmp_path / "x.safetensors")["t7"].mean() == 7

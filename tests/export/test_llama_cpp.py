@@ -15,17 +15,17 @@ from merges import (
     merged_by_peft,
     own_cache,
     reference_logits,
+    write_gguf,
 )
 
 from conftest import LLAMA3_ROPE, need
 from suri.errors import Corrupt
 from suri.export import gguf, llama_cpp
-from suri.export.certify import verify
-from suri.export.gguf import write_gguf
 from suri.export.gguf_vocabulary import vocabulary_of
 from suri.export.llama_cpp import read
-from suri.model.gguf_names import SPLITS
+from suri.export.verify import verify
 from suri.model.tokenizer import read_tokenizer
+from suri.model.word_splits import SPLITS
 from suri.reading import read_json
 
 need("xllamacpp")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from merges import KINDS, files_in, make_adapter, make_base, merged_by_peft
+from merges import KINDS, files_in, make_adapter, make_base, merged_by_peft, write_meta
 
 from suri.errors import UsageError
-from suri.export.meta import meta_params, write_archive, write_meta
+from suri.export.meta import meta_params, write_archive
 from suri.model.config import ModelConfig, read_config
 from suri.model.weights import open_weights
 

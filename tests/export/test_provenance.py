@@ -14,15 +14,15 @@ from merges import (
     merged_by_peft,
     own_cache,
     reference_logits,
+    write_gguf,
+    write_hf,
+    write_meta,
 )
 
 from suri.errors import UsageError
-from suri.export.certify import verify
 from suri.export.fold import open_merge
-from suri.export.gguf import write_gguf
-from suri.export.hf import write_hf
-from suri.export.meta import write_meta
 from suri.export.provenance import held_adapters
+from suri.export.verify import verify
 from suri.files import write_json
 from suri.model.adapter_file import read_adapter, write_adapter
 from suri.model.weights import base_identity, find_base

@@ -5,16 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from merges import adapter, base, files_in, make_adapter, make_base
+from merges import adapter, base, files_in, make_adapter, make_base, write_hf, write_meta
 from safetensors.torch import load_file
 
 from faults.children import start, wait
 from suri.errors import DoesNotFit, SuriError
 from suri.export import hf
 from suri.export import publish as publishing
-from suri.export.certify import verify
-from suri.export.hf import write_hf
-from suri.export.meta import write_meta
+from suri.export.verify import verify
 from suri.model.adapter import initial_adapter
 from suri.model.adapter_file import write_adapter
 from suri.model.config import read_config

@@ -5,17 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from merges import make_adapter, make_base, own_cache
+from merges import make_adapter, make_base, own_cache, write_gguf, write_hf, write_meta
 from safetensors.torch import load_file, save_file
 
 from suri.errors import UsageError
-from suri.export.certify import check_others, check_targets, verify
+from suri.export.certify import check_others, check_targets
 from suri.export.checks import block_error
 from suri.export.fold import open_merge
-from suri.export.gguf import write_gguf
 from suri.export.gguf_reader import GgufTensors
-from suri.export.hf import write_hf
-from suri.export.meta import write_meta
+from suri.export.verify import verify
 from suri.model.gguf_file import GgufFile
 from suri.model.weights import find_base, open_weights
 from suri.reading import read_json

@@ -2,13 +2,20 @@
 
 import pytest
 import torch
-from merges import IDS, KINDS, make_adapter, make_base, merged_by_peft, reference_logits
+from merges import (
+    IDS,
+    KINDS,
+    make_adapter,
+    make_base,
+    merged_by_peft,
+    reference_logits,
+    write_hf,
+    write_meta,
+)
 
 from conftest import LLAMA3_ROPE
 from suri.export import readers
 from suri.export.fold import MergeBase
-from suri.export.hf import write_hf
-from suri.export.meta import write_meta
 from suri.export.readers import read_logits
 from suri.export.streamed import streamed_logits
 from suri.model.adapter_file import read_adapter

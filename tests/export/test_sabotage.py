@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from merges import files_in, make_base
+from merges import files_in, make_base, write_hf, write_meta
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,13 +23,12 @@ from suri.errors import Corrupt, UsageError
 from suri.export import fold as folding
 from suri.export import hf, meta
 from suri.export.fold import MergeBase, fold, open_merge
-from suri.export.hf import write_hf
-from suri.export.meta import meta_tensors, write_meta
+from suri.export.meta import meta_tensors
 from suri.files import write_json
 from suri.model.adapter import Adapter
 from suri.model.adapter_file import write_adapter
 from suri.model.lora import low_rank
-from suri.model.meta_names import permute, unpermute
+from suri.model.tensor_names import permute, unpermute
 from suri.reading import read_json
 from suri.recipe import Recipe
 from suri.train.run import train

@@ -5,11 +5,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from merges import make_adapter
+from merges import make_adapter, write_gguf
 from test_llama_cpp import HARD_TEXTS
 
 from conftest import need
-from suri.export.gguf import write_gguf
 from suri.export.llama_cpp import read
 from suri.model.tokenizer import read_tokenizer
 

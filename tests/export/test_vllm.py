@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 import transformers
-from merges import IDS, make_adapter, make_base
+from merges import IDS, make_adapter, make_base, write_hf
 from safetensors.torch import load_file
 
 from suri.cli.main import main
@@ -19,7 +19,6 @@ from suri.data.encode import encode_prompt
 from suri.data.prompt import find_prompt, read_prompt
 from suri.data.records import Record
 from suri.errors import UsageError
-from suri.export.hf import write_hf
 from suri.export.vllm import write_vllm
 from suri.files import write_json
 from suri.model.tokenizer import read_tokenizer

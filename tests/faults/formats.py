@@ -20,16 +20,15 @@ from suri.cli.curve import two_curves
 from suri.cli.runs import _row
 from suri.data.prompt import find_prompt, read_prompt
 from suri.data.records import Record, write_records
-from suri.export.certify import verify
-from suri.export.hf import write_hf
+from suri.export.publish import write_merge
+from suri.export.verify import verify
 from suri.files import write_json
 from suri.model.adapter_file import read_adapter
 from suri.model.attention import PackedAttention
 from suri.model.config import read_config
 from suri.model.gguf_base import convert
-from suri.model.gguf_names import to_gguf
 from suri.model.load import load_decoder
-from suri.model.meta_names import to_meta, unpermute
+from suri.model.tensor_names import to_gguf, to_meta, unpermute
 from suri.model.tokenizer import read_tokenizer
 from suri.model.weights import find_base, recorded_base
 from suri.reading import read_json
@@ -209,7 +208,7 @@ def make_formats(place: Path) -> dict[str, Format]:
         shutil.copyfile(trained / name, place / "adapter" / name)
     write_meta_folder(place / "meta", tensors)
     write_gguf_file(place / "gguf" / "model.gguf", tensors)
-    write_hf(place / "base", place / "adapter", place / "merged")
+    write_merge("hf", place / "base", place / "adapter", place / "merged")
     for name in ("text", "chat"):
         (place / name).mkdir()
     find_prompt("alpaca").save(place / "text")

@@ -8,8 +8,7 @@ from safetensors.torch import save_file
 
 from suri.files import write_json
 from suri.model.config import read_config
-from suri.model.gguf_names import to_gguf
-from suri.model.meta_names import to_meta, unpermute
+from suri.model.tensor_names import to_gguf, to_meta, unpermute
 
 CONFIG = {
     "model_type": "llama", "vocab_size": 131, "hidden_size": 16, "intermediate_size": 24,

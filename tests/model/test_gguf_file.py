@@ -10,10 +10,9 @@ from gguf.quants import dequantize, quantize
 
 from suri.errors import Corrupt, UsageError
 from suri.files import write_json
-from suri.model.config import ModelConfig
+from suri.model.config import ModelConfig, read_config
 from suri.model.gguf_base import gguf_file
 from suri.model.gguf_file import GgufFile
-from suri.model.gguf_names import GGUF_NAMES, from_gguf, to_gguf
 from suri.model.gguf_rope import llama3_scaling
 from suri.model.weights import find_base
 
@@ -118,15 +117,6 @@ def test_tensors_are_what_the_gguf_package_reads(tmp_path, kind):
     assert np.array_equal(found.float().numpy(), dequantize(stored, quantized))
 
 
-def test_names_go_both_ways():
-    for pattern in GGUF_NAMES:
-        name = f"{pattern.format(17)}.weight"
-        assert from_gguf(to_gguf(name) or "") == name
-    for strange in ("model.layers.x.mlp.up_proj.weight", "model.norm", "model.layers.{}.mlp.up"):
-        assert to_gguf(strange) is None
-    assert from_gguf("blk.3.ffn_gate_exps.weight") is None
-
-
 def test_another_family_is_refused(tmp_path):
     writer = GGUFWriter(tmp_path / "x.gguf", "gemma2")
     writer.add_tensor("token_embd.weight", np.zeros((4, 8), dtype=np.float32))
@@ -162,6 +152,39 @@ def test_a_header_that_does_not_fit_its_tensors_is_corrupt(tmp_path, key, value)
     writer.close()
     with pytest.raises(Corrupt, match="header"):
         find_base(str(tmp_path / "x.gguf"))
+
+
+@pytest.mark.parametrize("biased", [("q", "k", "v", "output"), ("q", "k", "v"), ()])
+def test_biases_are_kept_or_refused(tmp_path, biased):
+    writer = GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_key_length(6)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_context_length(64)
+    writer.add_embedding_length(20)
+    writer.add_feed_forward_length(44)
+    writer.add_block_count(1)
+    shapes = {
+        "attn_q": (24, 20), "attn_k": (12, 20), "attn_v": (12, 20), "attn_output": (20, 24),
+        "ffn_gate": (44, 20), "ffn_up": (44, 20), "ffn_down": (20, 44),
+    }  # fmt: skip
+    writer.add_tensor("token_embd.weight", np.zeros((9, 20), dtype=np.float32))
+    for part, shape in shapes.items():
+        writer.add_tensor(f"blk.0.{part}.weight", np.zeros(shape, dtype=np.float32))
+    for part in biased:
+        bias = np.ones(shapes[f"attn_{part}"][0], dtype=np.float32)
+        writer.add_tensor(f"blk.0.attn_{part}.bias", bias)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    if len(biased) == 3:  # a config.json has no word for them
+        with pytest.raises(UsageError, match="not a plain llama model"):
+            find_base(str(tmp_path / "x.gguf"))
+        return
+    config = read_config(find_base(str(tmp_path / "x.gguf")))
+    assert config.qkv_bias == config.o_bias == bool(biased)
 
 
 def test_which_file_a_folder_means(tmp_path):

@@ -16,6 +16,7 @@ from suri.model.storage import (
     Dense,
     Int8,
     Int8Weight,
+    Unread,
     nf4_roundtrip,
     outliers,
     quantize_int8,
@@ -61,23 +62,8 @@ def test_nf4_fused_parts_keep_the_values_of_each_alone() -> None:
     assert 0.01 < error < 0.6
 
 
-class Held:
-    """A weight that is read when it is asked for."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, weight: torch.Tensor) -> None:
-        self.weight = weight
-
-    def __len__(self) -> int:
-        return len(self.weight)
-
-    def read(self) -> torch.Tensor:
-        return self.weight.clone()
-
-
 def deferred(weights: list[torch.Tensor]) -> Deferred:
-    return Deferred([Held(weight) for weight in weights])
+    return Deferred([Unread(len(weight), weight.clone) for weight in weights])
 
 
 @pytest.mark.parametrize("kind", [Dense, NF4, Int8Weight, deferred])

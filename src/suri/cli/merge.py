@@ -106,14 +106,13 @@ def _write(
     merge_base: MergeBase = "dequantized",
 ) -> None:
     """Write the folder that the flags name."""
-    from suri.export.gguf import write_gguf
-    from suri.export.hf import write_hf
-    from suri.export.meta import write_meta
+    from suri.export.publish import write_merge
 
-    write = {"hf": write_hf, "meta": write_meta, "gguf": write_gguf}[flags.to]
     out = Path(flags.output_dir.strip())
     with _bar() as report:
-        certificate = write(base, adapter, out, flags.dtype, merge_base=merge_base, report=report)
+        certificate = write_merge(
+            flags.to, base, adapter, out, flags.dtype, merge_base=merge_base, report=report
+        )
     print(*certificate.checks, *certificate.notes, sep="\n")
     print(f"PASS {flags.to} {out}")
 
@@ -122,8 +121,7 @@ def run_verify(args: list[str]) -> None:
     """Parse `suri verify` and check; prints PASS, or raises Corrupt with what is wrong."""
     flags = parse(VerifyFlags, args, "suri verify")
     from suri.errors import Corrupt
-    from suri.export.certify import verify
-    from suri.export.others import certify_other
+    from suri.export.verify import certify_other, verify
 
     folder, adapter = Path(flags.folder.strip()), flags.adapter.strip()
     with _bar() as report:

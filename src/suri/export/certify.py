@@ -1,5 +1,6 @@
 """The certificate: proof that what lies on disk is the base plus the adapter, and nothing else."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from suri.errors import Corrupt, UsageError
 from suri.export.checks import (
     Check,
     Wide,
@@ -19,17 +19,17 @@ from suri.export.checks import (
     same_bits,
     wide,
 )
-from suri.export.fold import DTYPES, Q8_0, Merge, Report, open_merge, silent
+from suri.export.fold import Merge, Report, silent
 from suri.export.gguf_reader import GgufTensors
-from suri.export.llama_cpp_check import check_with_llama_cpp
+from suri.export.llama_cpp import check_with_llama_cpp
 from suri.export.probes import probe_ids
-from suri.export.provenance import FILE
+from suri.export.provenance import held_adapters
 from suri.export.readers import misplaced, read_logits, read_tensors, source_logits
 from suri.export.recompute import AdapterFile
-from suri.export.records import hashes, sources_of
-from suri.manifest import changed_files
+from suri.manifest import fingerprint
+from suri.model.adapter_file import CONFIG_FILE, WEIGHTS_FILE
+from suri.model.tokenizer import tokenizer_file
 from suri.model.weights import Weights
-from suri.reading import read_object, well_formed
 
 ROWS = 64
 """Rows of each target that are computed again."""
@@ -117,7 +117,10 @@ def check_targets(merge: Merge, output: Mapping[str, Tensor]) -> Check:
 
 def check_others(merge: Merge, output: Mapping[str, Tensor], to: str) -> Check:
     """Every other tensor is the base's, cast (GGUF: vectors in fp32): the same shapes and bits."""
-    others = {name: name for name in merge.base if name not in set(_targets(merge))}
+    # The weights that the adapter's file names, whatever was made of it since.
+    modules = AdapterFile(merge.adapter_folder).modules if merge.adapter_folder else []
+    targets = {f"{module}.weight" for module in modules}
+    others = {name: name for name in merge.base if name not in targets}
     if to == "meta" and merge.base.config.tied_head:
         others["lm_head.weight"] = "model.embed_tokens.weight"
     strange = set(output) - set(merge.base) - set(others)
@@ -149,64 +152,6 @@ def check_logits(merge: Merge, folder: Path, to: str) -> tuple[dict[str, Any], t
         return {"reader": reader}, checks
     record, more = check_with_llama_cpp(merge, folder, texts, expected)
     return {"reader": reader, "llama.cpp": record}, (*checks, *more)
-
-
-def verify(folder: Path, report: Report = silent) -> tuple[Certificate, str]:
-    """Check a certified folder again; gives the certificate and what could not be checked.
-
-    The files' checksums always; the logits where base and adapter are still what they were.
-    Raises Corrupt for files that have changed.
-    """
-    record = read_certificate(folder)
-    files = record["output"]["files"]
-    if changed := changed_files(folder, files, *files):
-        raise Corrupt(f"{folder} is not what was certified", found=", ".join(changed))
-    report("verifying", 1, 2)
-    for source in [name for name in ("base", "adapter") if record[name]]:
-        path, files = Path(record[source]["path"]), record[source]["files"]
-        if changed := changed_files(path, files, *files):
-            return Certificate(record["to"], (), record), f"{source} {path}: {', '.join(changed)}"
-    merge = open_merge(
-        Path(record["adapter"]["path"]) if record["adapter"] else None,
-        Path(record["base"]["path"]),
-        dtype=record["dtype"],
-        merge_base="dequantized" if record["base"]["quantize"] == "nf4" else "original",
-        to=record["to"],
-        dora=True,
-    )
-    readers, checks = check_logits(merge, folder, record["to"])
-    report("verifying", 2, 2)
-    return Certificate(record["to"], checks, record | readers), ""
-
-
-def read_certificate(folder: Path) -> dict[str, Any]:
-    """What certificate.json holds; raises Corrupt where it is not what `publish` writes."""
-    if not (folder / FILE).is_file():
-        raise UsageError(
-            f"{folder} has no {FILE}",
-            do="give a folder that `suri merge`, `suri convert` or a study has written, or, for "
-            "another program's merge, the adapter too: --adapter FOLDER",
-        )
-    record = read_object(folder / FILE)
-    with well_formed(folder / FILE, "a certificate"):
-        sources = ["base"] if record["adapter"] is None else ["base", "adapter"]
-        files = [len(record[part]["files"].items()) for part in ("output", *sources)]
-        _ = [Path(record[part]["path"]) for part in sources], record["passed"], record["checks"]
-        known = (
-            record["to"] in ("hf", "meta", "gguf"),
-            record["base"]["quantize"] in ("none", "nf4"),
-            record["dtype"] in (*DTYPES, Q8_0),
-        )
-        if not (all(files) and all(known)):
-            raise ValueError("files, kind or number format")
-    return record
-
-
-def _targets(merge: Merge) -> list[str]:
-    """Weights that the adapter's file names, whatever was made of it since."""
-    if merge.adapter_folder is None:
-        return []
-    return [f"{module}.weight" for module in AdapterFile(merge.adapter_folder).modules]
 
 
 def _rounding(
@@ -245,3 +190,41 @@ def _cast(merge: Merge, weight: Tensor, to: str) -> Tensor:
     if to == "gguf" and weight.dim() == 1:
         return weight.float()
     return weight.half() if merge.rounded_to else weight.to(merge.dtype)
+
+
+def sources_of(merge: Merge) -> dict[str, Any]:
+    """Base and adapter with their places and checksums; no adapter for a conversion.
+
+    `holds` are the adapters that were merged into the base before.
+    """
+    base, adapter = merge.base.folder, merge.adapter_folder
+    held = {"holds": held} if (held := held_adapters(base)) else {}
+    return {
+        "base": {
+            "path": str(base.absolute()),
+            "quantize": merge.quantize,
+            "files": hashes(base, _base_files(merge)),
+            **held,
+        },
+        "adapter": adapter
+        and {
+            "path": str(adapter.absolute()),
+            "files": hashes(adapter, [CONFIG_FILE, WEIGHTS_FILE]),
+        },
+    }
+
+
+def hashes(folder: Path, names: list[str]) -> dict[str, str]:
+    """The fingerprints of these files of a folder."""
+    return {name: fingerprint(folder / name) for name in names}
+
+
+def _base_files(merge: Merge) -> list[str]:
+    """The base's files that decide what the merge is: weights, configuration, tokenizer."""
+    folder = merge.base.folder
+    beside = ("config.json", "params.json", "tokenizer.json", "tokenizer.model")
+    names = [name for name in beside if (folder / name).is_file()]
+    tokenizer = tokenizer_file(folder)
+    if tokenizer and not any((folder / name).is_file() for name in beside[2:]):
+        names.append(os.path.relpath(tokenizer, folder))  # Llama 1's, one folder above
+    return [file.name for file in merge.base.files] + names

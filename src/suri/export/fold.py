@@ -13,7 +13,7 @@ from suri.errors import Corrupt, UsageError
 from suri.export.provenance import check_holds_no_other, check_is_no_merge
 from suri.model.adapter import Adapter
 from suri.model.adapter_file import is_adapter, read_adapter
-from suri.model.config import ModelConfig, read_config
+from suri.model.config import read_config
 from suri.model.storage import nf4_roundtrip
 from suri.model.tokenizer import Tokenizer, read_tokenizer, tokenizer_file
 from suri.model.weights import base_identity, check_layers, open_weights, recorded_base
@@ -52,7 +52,7 @@ class MergeBase(Mapping[str, Tensor]):
         self._weights = open_weights(folder)
         self.files = self._weights.files
         check_layers(self._weights, self.config, folder)
-        linears = _linears(self.config)
+        linears = {f"{module}.weight": shape for module, shape in self.config.modules().items()}
         if missing := sorted(set(linears) - set(self._weights)):
             raise Corrupt(f"{folder}: weights are missing", found=", ".join(missing))
         for name, shape in linears.items():
@@ -65,7 +65,7 @@ class MergeBase(Mapping[str, Tensor]):
         tied = {"lm_head.weight"} if self.config.tied_head else set()
         self._names = [name for name in self._weights if name not in tied]
         if self.added:
-            raw = self.config.raw and self.config.raw | {"vocab_size": words}
+            raw = self.config.raw | {"vocab_size": words}
             self.config = replace(self.config, vocab_size=words, raw=raw)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -95,15 +95,6 @@ class MergeBase(Mapping[str, Tensor]):
         if name in self._roundtrip:
             return self[name][rows]
         return self._weights.stored(name).read(rows)
-
-
-def _linears(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The weight of each linear with its shape."""
-    return {
-        f"model.layers.{number}.{module}.weight": shape
-        for number in range(config.num_layers)
-        for module, shape in config.linear_shapes().items()
-    }
 
 
 @dataclass(frozen=True)
@@ -194,11 +185,21 @@ def _open_conversion(folder: Path | None, dtype: str, to: str) -> Merge:
     return Merge(base, None, None, number, "none", _tokenizer(folder), rounded_to)
 
 
-def _numbers(dtype: str, to: str, base: MergeBase) -> tuple[torch.dtype, str]:
-    """In what the sum is made, and to what it is rounded where that is no dtype of torch."""
-    if (dtype, to) == (Q8_0, "gguf"):
+def _numbers(name: str, to: str, base: MergeBase) -> tuple[torch.dtype, str]:
+    """In what the sum is made, and to what it is rounded where that is no dtype of torch.
+
+    auto is the dtype of the base's own embedding.
+    """
+    if (name, to) == (Q8_0, "gguf"):
         return torch.float32, Q8_0
-    return _dtype(dtype, base), ""
+    if name == "auto":
+        name = str(base.dtype("model.embed_tokens.weight")).removeprefix("torch.")
+    if name not in DTYPES:
+        raise UsageError(
+            f"weights of dtype {name} are not written",
+            do=f"choose --dtype {' or '.join(DTYPES)}, or {Q8_0} with --to gguf",
+        )
+    return DTYPES[name], ""
 
 
 def fold(
@@ -229,7 +230,9 @@ def fold(
 def add_delta(weight: Tensor, adapter: Adapter, module: str, dtype: torch.dtype) -> Tensor:
     """W + scaling * B A in fp32, cast once to `dtype`; [out, in], summed in blocks of rows."""
     merged = torch.empty(weight.shape, dtype=dtype)
-    for rows in blocks(weight):
+    step = max(1, BLOCK_BYTES // (4 * weight.shape[1]))
+    for start in range(0, len(weight), step):
+        rows = slice(start, start + step)
         block = weight[rows].to(torch.float32, copy=True)
         merged[rows] = adapter.weight_delta(module, rows, onto=block)
     return merged
@@ -238,14 +241,6 @@ def add_delta(weight: Tensor, adapter: Adapter, module: str, dtype: torch.dtype)
 def is_finite(tensor: Tensor) -> bool:
     """Whether every entry is; the extremes tell, and cost a tenth of asking each one in bf16."""
     return not tensor.numel() or all(map(math.isfinite, map(float, torch.aminmax(tensor))))
-
-
-def blocks(weight: Tensor) -> Iterator[slice]:
-    """Rows of a tensor, BLOCK_BYTES of them in fp32 at a time."""
-    width = math.prod(weight.shape[1:])
-    step = max(1, BLOCK_BYTES // (4 * width))
-    for start in range(0, len(weight), step):
-        yield slice(start, start + step)
 
 
 def _check_same_base(adapter: Adapter, folder: Path) -> None:
@@ -259,24 +254,12 @@ def _check_same_base(adapter: Adapter, folder: Path) -> None:
         )
 
 
-def _dtype(name: str, base: MergeBase) -> torch.dtype:
-    """The dtype asked for; auto is that of the base's own embedding."""
-    if name == "auto":
-        name = str(base.dtype("model.embed_tokens.weight")).removeprefix("torch.")
-    if name not in DTYPES:
-        raise UsageError(
-            f"weights of dtype {name} are not written",
-            do=f"choose --dtype {' or '.join(DTYPES)}, or {Q8_0} with --to gguf",
-        )
-    return DTYPES[name]
-
-
 def _exact_dtype(base: MergeBase) -> str:
     """The embedding's dtype where every number of the base has a place in it, else fp32.
 
     GGUF files mix: norms in fp32 beside an embedding in fp16, linears of a few bits.
     """
-    dtype = _dtype("auto", base)
+    dtype, _ = _numbers("auto", "", base)
     for name in (name for name in base if base.dtype(name) != dtype):
         weight = base[name]
         if not torch.equal(weight.to(dtype).to(weight.dtype), weight):

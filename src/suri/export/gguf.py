@@ -6,7 +6,6 @@ its convert_hf_to_gguf.py.
 
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,18 @@ import torch
 from torch import Tensor
 
 from suri.errors import UsageError
-from suri.export.certify import Certificate
 from suri.export.companions import prompt_of, template_of
-from suri.export.fold import Merge, MergeBaseName, Report, fold, open_merge, silent
+from suri.export.fold import Merge, Report, fold, silent
 from suri.export.gguf_reader import GGUF_FILE
 from suri.export.gguf_vocabulary import Vocabulary, vocabulary_of
-from suri.export.publish import publish
-from suri.model.config import ModelConfig
-from suri.model.decoder import rotary_frequencies
-from suri.model.gguf_names import ARCHITECTURES, ROPE_FACTORS, to_gguf
-from suri.model.meta_names import unpermute
+from suri.model.gguf_rope import rope_factors
+from suri.model.tensor_names import (
+    ARCHITECTURES,
+    ROPE_FACTORS,
+    rotary_heads,
+    to_gguf,
+    unpermute,
+)
 from suri.model.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -36,8 +37,6 @@ FILE_TYPES = {"float32": 0, "float16": 1, "bfloat16": 32, "q8_0": 7}
 TENSOR_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
 SUMMED_IN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """How the sum is rounded; for Q8_0, which quantises fp32, not at all."""
-CARRIERS = {"F32": torch.int32, "F16": torch.int16, "BF16": torch.int16}
-"""Numbers of the right width: numpy has no bfloat16, and the type is given beside."""
 BLOCK = 32
 """Numbers of one block of Q8_0."""
 ROWS = 4096
@@ -46,104 +45,26 @@ ROWS = 4096
 QUANTIZATION_VERSION = 2
 
 
-def write_gguf(
-    base: Path | None,
-    adapter: Path | None,
-    out: Path,
-    dtype: str = "auto",
-    *,
-    merge_base: MergeBaseName = "dequantized",
-    report: Report = silent,
-) -> Certificate:
-    """Merge an adapter folder into its base (None: the recorded one) as a new folder `out`.
+def write_gguf(merge: Merge, folder: Path, report: Report = silent) -> None:
+    """Write model.gguf, its header from the shapes alone, then each tensor as it comes.
 
-    Without an adapter the base itself is written.
-    It holds model.gguf in `dtype` (auto: float16; q8_0 is the smallest), norms in fp32, and the
-    tokenizer's files beside it. Raises UsageError for a model or tokenizer that llama.cpp's
-    architectures cannot hold, Corrupt where the certificate fails; then nothing is published.
+    Raises UsageError for a model or tokenizer that llama.cpp's architectures cannot hold.
     """
-    dtype = "float16" if dtype == "auto" else dtype
-    merge = open_merge(adapter, base, dtype=dtype, merge_base=merge_base, to="gguf")
-    config, tokenizer = merge.base.config, merge.tokenizer
+    from gguf import GGUFWriter
+
     if problems := list(_unknown_to_gguf(merge)):
         raise UsageError(
             "llama.cpp's architectures cannot hold this model",
             found="; ".join(problems),
             do="use --to hf",
         )
+    config, tokenizer = merge.base.config, merge.tokenizer
     vocabulary = vocabulary_of(tokenizer, config.vocab_size) if tokenizer else None
-
-    def write(folder: Path) -> None:
-        _write_file(folder / GGUF_FILE, merge, vocabulary, report)
-
-    return publish(merge, out, "gguf", write, report)
-
-
-def _unknown_to_gguf(merge: Merge) -> Iterator[str]:
-    config = merge.base.config
-    if config.model_type not in ARCHITECTURES:
-        yield f"it is of type {config.model_type}"
-    if config.o_bias or config.mlp_bias or (config.qkv_bias and config.model_type != "qwen2"):
-        yield "its linears have biases"
-    if config.sliding_window is not None:
-        yield f"its attention ends after {config.sliding_window} tokens"
-    if config.head_dim % 2:
-        yield f"its heads are {config.head_dim} wide"
-    if unknown := [name for name in merge.base if to_gguf(name) is None]:
-        yield f"it has the tensor {unknown[0]}"
-
-
-def gguf_tensors(merge: Merge, report: Report = silent) -> Iterator[tuple[str, Tensor]]:
-    """GGUF names with merged tensors; norms and biases in fp32, as llama.cpp computes them.
-
-    Its architecture llama turns neighbours (2i, 2i + 1) of each head, as Meta does, and wants the
-    rows of q and k in that order; qwen2 and qwen3 turn halves, as HF does.
-    """
-    config = merge.base.config
-    heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
-    turned = heads if ARCHITECTURES[config.model_type] == "llama" else {}
-    for done, name in enumerate(merge.base, 1):
-        weight = {name: merge.base[name]}
-        dtype = SUMMED_IN.get(_kind(merge, merge.base.shape(name)), torch.float32)
-        ((_, tensor),) = fold(weight, merge.adapter, dtype)
-        part = name.split(".")[-2]
-        yield _name(name), unpermute(tensor, turned[part]) if part in turned else tensor
-        report("folding", done, len(merge.base))
-    if (factors := rope_factors(config)) is not None:
-        yield ROPE_FACTORS, factors
-
-
-def rope_factors(config: ModelConfig) -> Tensor | None:
-    """By what Llama 3's scaling divides each frequency, fp32 [head_dim / 2]; None without it."""
-    if config.rope_scaling is None or config.rope_scaling["rope_type"] != "llama3":
-        return None
-    return rotary_frequencies(replace(config, rope_scaling=None)) / rotary_frequencies(config)
-
-
-def _name(name: str) -> str:
-    found = to_gguf(name)
-    assert found is not None  # _unknown_to_gguf has asked for each
-    return found
-
-
-def _kind(merge: Merge, shape: tuple[int, ...]) -> str:
-    """GGML's type of a tensor: vectors stay in fp32, rows that make no whole blocks in fp16."""
-    if len(shape) == 1:
-        return "F32"
-    kind = TENSOR_TYPES[merge.dtype_name]
-    return "F16" if kind == "Q8_0" and shape[-1] % BLOCK else kind
-
-
-def _write_file(file: Path, merge: Merge, vocabulary: Vocabulary | None, report: Report) -> None:
-    """Write the header from the shapes alone, then each tensor as it comes."""
-    from gguf import GGUFWriter
-
-    config = merge.base.config
-    writer = GGUFWriter(file, ARCHITECTURES[config.model_type])
+    writer = GGUFWriter(folder / GGUF_FILE, ARCHITECTURES[config.model_type])
     _add_settings(writer, merge)
-    if vocabulary and merge.tokenizer:
-        _add_vocabulary(writer, vocabulary, merge.tokenizer)
-        if template := template_of(prompt_of(merge), merge.tokenizer):
+    if vocabulary and tokenizer:
+        _add_vocabulary(writer, vocabulary, tokenizer)
+        if template := template_of(prompt_of(merge), tokenizer):
             writer.add_chat_template(template)
     else:
         writer.add_tokenizer_model("none")
@@ -164,6 +85,51 @@ def _write_file(file: Path, merge: Merge, vocabulary: Vocabulary | None, report:
         writer.close()
 
 
+def _unknown_to_gguf(merge: Merge) -> Iterator[str]:
+    config = merge.base.config
+    if config.model_type not in ARCHITECTURES:
+        yield f"it is of type {config.model_type}"
+    if config.o_bias or config.mlp_bias or (config.qkv_bias and config.model_type != "qwen2"):
+        yield "its linears have biases"
+    if config.sliding_window is not None:
+        yield f"its attention ends after {config.sliding_window} tokens"
+    if unknown := [name for name in merge.base if to_gguf(name) is None]:
+        yield f"it has the tensor {unknown[0]}"
+
+
+def gguf_tensors(merge: Merge, report: Report = silent) -> Iterator[tuple[str, Tensor]]:
+    """GGUF names with merged tensors; norms and biases in fp32, as llama.cpp computes them.
+
+    Its architecture llama turns neighbours (2i, 2i + 1) of each head, as Meta does, and wants the
+    rows of q and k in that order; qwen2 and qwen3 turn halves, as HF does.
+    """
+    config = merge.base.config
+    turned = ARCHITECTURES[config.model_type] == "llama"
+    for done, name in enumerate(merge.base, 1):
+        weight = {name: merge.base[name]}
+        dtype = SUMMED_IN.get(_kind(merge, merge.base.shape(name)), torch.float32)
+        ((_, tensor),) = fold(weight, merge.adapter, dtype)
+        heads = rotary_heads(name, config) if turned else 0
+        yield _name(name), unpermute(tensor, heads) if heads else tensor
+        report("folding", done, len(merge.base))
+    if (factors := rope_factors(config)) is not None:
+        yield ROPE_FACTORS, factors
+
+
+def _name(name: str) -> str:
+    found = to_gguf(name)
+    assert found is not None  # _unknown_to_gguf has asked for each
+    return found
+
+
+def _kind(merge: Merge, shape: tuple[int, ...]) -> str:
+    """GGML's type of a tensor: vectors stay in fp32, rows that make no whole blocks in fp16."""
+    if len(shape) == 1:
+        return "F32"
+    kind = TENSOR_TYPES[merge.dtype_name]
+    return "F16" if kind == "Q8_0" and shape[-1] % BLOCK else kind
+
+
 def _announce(writer: Any, shapes: dict[str, tuple[int, ...]], kinds: dict[str, str]) -> None:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -177,9 +143,9 @@ def _announce(writer: Any, shapes: dict[str, tuple[int, ...]], kinds: dict[str, 
 
 def _stored(tensor: Tensor, kind: str) -> npt.NDArray[Any]:
     """The tensor's bytes as the file holds them."""
-    if kind in CARRIERS:
-        carried: npt.NDArray[Any] = tensor.contiguous().view(CARRIERS[kind]).numpy()
-        return carried
+    if kind in SUMMED_IN:
+        content: npt.NDArray[Any] = tensor.contiguous().view(torch.uint8).numpy()
+        return content
     from gguf import GGMLQuantizationType, quants
 
     parts = (part.contiguous().numpy() for part in tensor.split(ROWS))

@@ -8,18 +8,12 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
+from gguf import TokenType
+
 from suri.errors import UsageError
-from suri.model.gguf_names import (
-    BYTE,
-    CONTROL,
-    NORMAL,
-    SPLITS,
-    UNKNOWN,
-    UNUSED,
-    USER_DEFINED,
-)  # fmt: skip
 from suri.model.rank_file import holds_ranks
 from suri.model.tokenizer import SENTENCEPIECE, Tokenizer
+from suri.model.word_splits import split_of
 
 log = logging.getLogger(__name__)
 
@@ -53,23 +47,23 @@ def vocabulary_of(tokenizer: Tokenizer, size: int) -> Vocabulary:
             found=f"{kind} without byte-level words or without merges",
             do=f"put the model's {SENTENCEPIECE} beside its tokenizer.json, if it has one",
         )
-    pieces = {i: (token, NORMAL, 0.0) for token, i in raw["model"]["vocab"].items()}
+    pieces = {i: (token, TokenType.NORMAL, 0.0) for token, i in raw["model"]["vocab"].items()}
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in raw["model"]["merges"]]
-    pre = _pre(raw)
+    pre = split_of(raw)
     if not pre:
         log.warning("the GGUF file cannot say how this tokenizer cuts words: keep tokenizer.json")
     return Vocabulary("gpt2", _filled(pieces | _added(raw), size), pre, merges)
 
 
 def _added(raw: dict[str, Any]) -> dict[int, Piece]:
+    kinds = {True: TokenType.CONTROL, False: TokenType.USER_DEFINED}
     return {
-        each["id"]: (each["content"], CONTROL if each["special"] else USER_DEFINED, 0.0)
-        for each in raw["added_tokens"]
+        each["id"]: (each["content"], kinds[each["special"]], 0.0) for each in raw["added_tokens"]
     }
 
 
 def _filled(pieces: dict[int, Piece], size: int) -> list[Piece]:
-    return [pieces.get(i, (f"[PAD{i}]", UNUSED, -1000.0)) for i in range(size)]
+    return [pieces.get(i, (f"[PAD{i}]", TokenType.UNUSED, -1000.0)) for i in range(size)]
 
 
 def _sentencepieces(tokenizer: Tokenizer, raw: dict[str, Any]) -> dict[int, Piece]:
@@ -84,11 +78,13 @@ def _sentencepieces(tokenizer: Tokenizer, raw: dict[str, Any]) -> dict[int, Piec
     model = SentencePieceProcessor(model_file=str(tokenizer.source / SENTENCEPIECE))
 
     def kind(i: int) -> int:
-        named = {
-            UNKNOWN: model.is_unknown, CONTROL: model.is_control,
-            UNUSED: model.is_unused, BYTE: model.is_byte,
-        }  # fmt: skip
-        return next((name for name, holds in named.items() if holds(i)), NORMAL)
+        kinds = {
+            TokenType.UNKNOWN: model.is_unknown,
+            TokenType.CONTROL: model.is_control,
+            TokenType.UNUSED: model.is_unused,
+            TokenType.BYTE: model.is_byte,
+        }
+        return int(next((kind for kind, holds in kinds.items() if holds(i)), TokenType.NORMAL))
 
     pieces = {
         i: (str(model.id_to_piece(i)), kind(i), float(model.get_score(i)))
@@ -96,18 +92,3 @@ def _sentencepieces(tokenizer: Tokenizer, raw: dict[str, Any]) -> dict[int, Piec
     }
     later = {i: (token, kind, -1000.0) for i, (token, kind, _) in _added(raw).items()}
     return {i: piece for i, piece in later.items() if i not in pieces} | pieces
-
-
-def _pre(raw: dict[str, Any]) -> str:
-    """The name that llama.cpp gives to this way of cutting words; "" for one that is not known."""
-    outer = raw.get("pre_tokenizer") or {}
-    steps = outer.get("pretokenizers", [outer])
-    shape = [step.get("type") for step in steps]
-    if shape == ["ByteLevel"] and steps[0].get("use_regex", True):
-        return "gpt-2"
-    if shape == ["Digits", "ByteLevel"] and steps[0]["individual_digits"]:
-        return "smollm"
-    if shape == ["Split", "ByteLevel"]:
-        pattern = steps[0]["pattern"].get("Regex")
-        return next((name for name, split in SPLITS.items() if split == pattern), "")
-    return ""

@@ -1,35 +1,22 @@
 """Writing a merge as a Hugging Face model folder, one tensor in memory at a time."""
 
-import json
 import math
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from suri.export.certify import Certificate
 from suri.export.companions import sampling
-from suri.export.fold import Merge, MergeBaseName, Report, fold, open_merge, silent
+from suri.export.fold import Merge, Report, fold, silent
 from suri.export.peft_merge import merged_weights
-from suri.export.publish import publish
 from suri.files import fault, replacing, write_json
-from suri.model.config import ModelConfig, hf_config_of
+from suri.model.config import ModelConfig, class_of
+from suri.model.tensor_files import write_safetensors
 from suri.model.tokenizer import Tokenizer
 
 SHARD_BYTES = 5 * 10**9
 """Most bytes of one file, unless a single tensor is larger."""
-
-CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-
-CLASSES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
 
 DROPPED = (
     "auto_map", "custom_pipelines", "quantization_config", "torch_dtype", "_name_or_path",
@@ -37,48 +24,29 @@ DROPPED = (
 )  # fmt: skip
 """Keys of config.json that would run code of the base's folder, or no longer hold."""
 
-
-def write_hf(
-    base: Path | None,
-    adapter: Path | None,
-    out: Path,
-    dtype: str = "auto",
-    *,
-    merge_base: MergeBaseName = "dequantized",
-    report: Report = silent,
-) -> Certificate:
-    """Merge an adapter folder into its base (None: the recorded one) as a new HF folder `out`.
-
-    Without an adapter the base itself is written.
-    Raises Corrupt where the certificate fails; then nothing is published.
-    """
-    merge = open_merge(adapter, base, dtype=dtype, merge_base=merge_base, dora=True)
-
-    def write(folder: Path) -> None:
-        write_weights(merge, folder, report)
-        config = merged_config(merge.base.config, merge.dtype_name, merge.tokenizer)
-        write_json(folder / "config.json", config)
-        ids = {name: value for name, value in config.items() if name in SPECIAL_IDS}
-        write_json(folder / "generation_config.json", ids | sampling())
-
-    return publish(merge, out, "hf", write, report)
-
-
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def write_hf(merge: Merge, folder: Path, report: Report = silent) -> None:
+    """Write weights, config.json and generation_config.json."""
+    write_weights(merge, folder, report)
+    config = merged_config(merge.base.config, merge.dtype_name, merge.tokenizer)
+    write_json(folder / "config.json", config)
+    ids = {name: value for name, value in config.items() if name in SPECIAL_IDS}
+    write_json(folder / "generation_config.json", ids | sampling())
 
 
 def merged_config(
     config: ModelConfig, dtype: str, tokenizer: Tokenizer | None = None
 ) -> dict[str, Any]:
     """config.json of the result: the base's, its dtype, its class and usable special tokens."""
-    raw = config.raw or hf_config_of(config)
-    kept = {name: value for name, value in raw.items() if name not in DROPPED}
+    kept = {name: value for name, value in config.raw.items() if name not in DROPPED}
     for name in SPECIAL_IDS:
         if isinstance(kept.get(name), int) and not 0 <= kept[name] < config.vocab_size:
             del kept[name]
     if tokenizer is not None:
         kept |= _special_ids(kept, tokenizer)
-    return kept | {"architectures": [CLASSES[config.model_type]], "dtype": dtype}
+    return kept | {"architectures": [class_of(config.model_type)], "dtype": dtype}
 
 
 def _special_ids(raw: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
@@ -104,11 +72,11 @@ def write_weights(merge: Merge, folder: Path, report: Report = silent) -> None:
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         file = file if len(shards) > 1 else "model.safetensors"
         if not (folder / file).exists():  # whole, of a merge that was killed
-            entries = [(name, shapes[name]) for name in names]
+            entries = [(name, shapes[name], merge.dtype) for name in names]
             with replacing(folder / file) as temporary:
                 stream = fold(weights, adapter, merge.dtype, names)
                 told = _reported(stream, report, len(places), len(merge.base))
-                write_safetensors(temporary, entries, merge.dtype, told)
+                write_safetensors(temporary, entries, told)
             fault("merge.shard")
         places |= dict.fromkeys(names, file)
     if len(shards) > 1:
@@ -136,28 +104,3 @@ def _shards(sizes: dict[str, int]) -> list[list[str]]:
         shards[-1].append(name)
         filled += size
     return shards
-
-
-def write_safetensors(
-    file: Path,
-    entries: Sequence[tuple[str, tuple[int, ...]]],
-    dtype: torch.dtype,
-    tensors: Iterator[tuple[str, Tensor]],
-) -> None:
-    """Write tensors of these names and shapes, in this order, as they come.
-
-    The file is the length of the header (8 bytes, little endian), the header in JSON padded to
-    a multiple of 8, the bytes of the tensors. Source: github.com/huggingface/safetensors, Format.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, shape in entries:
-        start, end = end, end + dtype.itemsize * math.prod(shape)
-        header[name] = {"dtype": CODES[dtype], "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with file.open("wb") as stream:
-        stream.write(struct.pack("<Q", len(text)) + text)
-        for (name, shape), (given, tensor) in zip(entries, tensors, strict=True):
-            assert (name, shape) == (given, tuple(tensor.shape))
-            stream.write(tensor.contiguous().view(torch.uint8).numpy().data)

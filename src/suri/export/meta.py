@@ -20,12 +20,10 @@ import torch
 from torch import Tensor
 
 from suri.errors import UsageError
-from suri.export.certify import Certificate
-from suri.export.fold import Merge, MergeBaseName, Report, fold, open_merge, silent
-from suri.export.publish import publish
+from suri.export.fold import Merge, Report, fold, silent
 from suri.files import write_json
-from suri.model.config import ModelConfig, meta_inner_size
-from suri.model.meta_names import to_meta, unpermute
+from suri.model.config import SCALED_ROPE, ModelConfig, meta_inner_size
+from suri.model.tensor_names import rotary_heads, to_meta, unpermute
 
 STORAGES = {
     torch.float32: torch.FloatStorage,
@@ -35,39 +33,11 @@ STORAGES = {
 ALIGNMENT = 64
 """Bytes at whose multiples torch starts each tensor, so that a memory map can be used as it is."""
 
-SCALED_ROPE = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-"""The one rotary scaling that Meta's code knows: `use_scaled_rope` switches it on (Llama 3.1)."""
 
-
-def write_meta(
-    base: Path | None,
-    adapter: Path | None,
-    out: Path,
-    dtype: str = "auto",
-    *,
-    merge_base: MergeBaseName = "dequantized",
-    report: Report = silent,
-) -> Certificate:
-    """Merge an adapter folder into its base (None: the recorded one) as a new Meta folder `out`.
-
-    Without an adapter the base itself is written.
-    Raises UsageError for a model that Meta's format cannot hold, Corrupt where the certificate
-    fails; then nothing is published.
-    """
-    merge = open_merge(adapter, base, dtype=dtype, merge_base=merge_base)
-    params = meta_params(merge.base.config)
-
-    def write(folder: Path) -> None:
-        write_archive(folder / "consolidated.00.pth", meta_tensors(merge, report))
-        write_json(folder / "params.json", params)
-
-    return publish(merge, out, "meta", write, report)
+def write_meta(merge: Merge, folder: Path, report: Report = silent) -> None:
+    """Write both files; raises UsageError for a model that Meta's format cannot hold."""
+    write_json(folder / "params.json", meta_params(merge.base.config))
+    write_archive(folder / "consolidated.00.pth", meta_tensors(merge, report))
 
 
 def meta_params(config: ModelConfig) -> dict[str, Any]:
@@ -125,12 +95,11 @@ def _inner_size(dim: int, inner: int) -> dict[str, float]:
 def meta_tensors(merge: Merge, report: Report = silent) -> Iterator[tuple[str, Tensor]]:
     """Meta's names with merged tensors, rotary rows in Meta's order, a tied head written out."""
     config = merge.base.config
-    heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
     for done, (name, tensor) in enumerate(fold(merge.base, merge.adapter, merge.dtype), 1):
         report("folding", done, len(merge.base))
-        part = name.split(".")[-2]
-        yield to_meta(name), unpermute(tensor, heads[part]) if part in heads else tensor
-        if config.tied_head and part == "embed_tokens":
+        heads = rotary_heads(name, config)
+        yield to_meta(name), unpermute(tensor, heads) if heads else tensor
+        if config.tied_head and name == "model.embed_tokens.weight":
             yield "output.weight", tensor
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from suri.errors import Corrupt, UsageError
 from suri.export.fold import Merge
 from suri.model.adapter import Adapter
-from suri.model.config import hf_config_of
+from suri.model.adapter_file import peft_tensors
 from suri.model.vector_math import settle
 
 
@@ -46,7 +46,7 @@ def _peft_model(merge: Merge) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft's own, under this transformers
         model = peft.get_peft_model(_base_model(merge), _settings(merge.adapter))
-    lost = peft.set_peft_model_state_dict(model, _tensors(merge.adapter))
+    lost = peft.set_peft_model_state_dict(model, peft_tensors(merge.adapter))
     assert not lost.unexpected_keys, lost
     assert not any("lora_" in name for name in lost.missing_keys), lost
     return model.eval()
@@ -57,14 +57,14 @@ def _base_model(merge: Merge) -> Any:
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    raw = dict(merge.base.config.raw or hf_config_of(merge.base.config))
+    raw = dict(merge.base.config.raw)
     raw.pop("quantization_config", None)
     raw.pop("auto_map", None)
     config = transformers.AutoConfig.for_model(**raw)
     family = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type])
     # Copies, because the model takes them as its own and the merge is made in place.
     weights = {name: merge.base[name].to(torch.float32, copy=True) for name in merge.base}
-    with _no_bars():
+    with no_bars():
         model, found = family.from_pretrained(
             None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
         )
@@ -77,7 +77,8 @@ def _base_model(merge: Merge) -> Any:
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
+def no_bars() -> Iterator[None]:
+    """While it lasts, transformers draws no bars."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -103,13 +104,3 @@ def _settings(adapter: Adapter) -> Any:
         rank_pattern={name: adapter.rank_of(name) for name in adapter.tensors},
         alpha_pattern=dict(adapter.alphas),
     )
-
-
-def _tensors(adapter: Adapter) -> dict[str, Tensor]:
-    """The adapter by peft's names."""
-    tensors: dict[str, Tensor] = {}
-    for name, (a, b) in adapter.tensors.items():
-        prefix = f"base_model.model.{name}."
-        tensors |= {f"{prefix}lora_A.weight": a, f"{prefix}lora_B.weight": b}
-        tensors[f"{prefix}lora_magnitude_vector"] = adapter.magnitudes[name]
-    return tensors

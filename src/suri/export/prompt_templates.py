@@ -19,6 +19,8 @@ class Place(Enum):
 
 
 Pieces = tuple[str | Place, ...]
+ESCAPES = {"\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\t"}
+"""How strings of Jinja and Go write letters that would end a line or begin an escape."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +104,7 @@ def jinja_template(form: Form) -> str:
 
     What opens an answer belongs to the question before it, whether a program asks for it or not.
     """
-    return JINJA.format(
-        answer=_jinja(form.answer),
-        later=_jinja(form.later),
-        with_system=_jinja(form.with_system),
-        opening=_jinja(form.opening),
-    )
+    return JINJA.format(**{name: _jinja(pieces) for name, pieces in vars(form).items()})
 
 
 def _jinja(pieces: Pieces) -> str:
@@ -116,21 +113,13 @@ def _jinja(pieces: Pieces) -> str:
         Place.QUESTION: "message['content']",
         Place.ANSWER: "message['content']",
     }
-    texts = (names[each] if isinstance(each, Place) else _jinja_literal(each) for each in pieces)
+    # No more escapes than every implementation knows.
+    escapes = str.maketrans({"'": r"\'", **ESCAPES})
+    texts = (
+        names[each] if isinstance(each, Place) else f"'{each.translate(escapes)}'"
+        for each in pieces
+    )
     return "\n".join(f"{{{{- {text} -}}}}" for text in texts)
-
-
-def _jinja_literal(text: str) -> str:
-    """A string of Jinja: with no more escapes than every implementation knows."""
-    for plain, escaped in (
-        ("\\", r"\\"),
-        ("'", r"\'"),
-        ("\n", r"\n"),
-        ("\r", r"\r"),
-        ("\t", r"\t"),
-    ):
-        text = text.replace(plain, escaped)
-    return f"'{text}'"
 
 
 GO = """\
@@ -152,27 +141,21 @@ def go_template(form: Form) -> str:
 
     Source: github.com/ollama/ollama, docs/template.md; pkg.go.dev/text/template.
     """
-    return GO.format(
-        answer=_go(form.answer),
-        later=_go(form.later),
-        with_system=_go(form.with_system),
-        opening=_go(form.opening),
-    )
+    return GO.format(**{name: _go(pieces) for name, pieces in vars(form).items()})
 
 
 def _go(pieces: Pieces) -> str:
     names = {Place.SYSTEM: "$system", Place.QUESTION: ".Content", Place.ANSWER: ".Content"}
-    texts = (names[each] if isinstance(each, Place) else _go_literal(each) for each in pieces)
+    texts = (
+        names[each] if isinstance(each, Place) else f'"{"".join(map(_go_escaped, each))}"'
+        for each in pieces
+    )
     return "".join(f"{{{{- {text} }}}}" for text in texts)
 
 
-def _go_literal(text: str) -> str:
-    """A string of Go in ASCII: Ollama leaves out of a Modelfile what it takes for unprintable."""
-    return f'"{"".join(map(_go_escaped, text))}"'
-
-
 def _go_escaped(letter: str) -> str:
-    known = {"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "\t": r"\t"}
+    """A letter in ASCII: Ollama leaves out of a Modelfile what it takes for unprintable."""
+    known = {'"': r"\"", **ESCAPES}
     if letter in known:
         return known[letter]
     if " " <= letter <= "~":

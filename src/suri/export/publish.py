@@ -1,28 +1,44 @@
 """Publishing a merge: what lies beside the weights, the certificate, and the name only then."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 from suri.errors import Corrupt
 from suri.export.card import README, write_card
 from suri.export.certify import Certificate, certify
 from suri.export.companions import write_companions
-from suri.export.fold import Merge, Report, silent
+from suri.export.fold import Merge, MergeBaseName, Report, open_merge, silent
+from suri.export.gguf import write_gguf
+from suri.export.hf import write_hf
+from suri.export.meta import write_meta
 from suri.export.provenance import FILE
 from suri.files import disk_errors_explained, make_folder, need_space, publishing, write_json
 from suri.locks import claiming
 from suri.model.adapter_file import CONFIG_FILE, WEIGHTS_FILE
 
+WRITERS = {"hf": write_hf, "meta": write_meta, "gguf": write_gguf}
 
-def publish(
-    merge: Merge, out: Path, to: str, write: Callable[[Path], None], report: Report = silent
+
+def write_merge(
+    to: str,
+    base: Path | None,
+    adapter: Path | None,
+    out: Path,
+    dtype: str = "auto",
+    *,
+    merge_base: MergeBaseName = "dequantized",
+    report: Report = silent,
 ) -> Certificate:
-    """Let `write` fill a folder, certify it, and give it the name `out` only when it passes.
+    """Merge an adapter folder into its base (None: the recorded one) as a new folder `out`.
 
-    Raises UsageError where `out` exists, DoesNotFit where the disk is too small, and Corrupt
-    with every failed check; then nothing is left behind.
+    `to` is hf, meta or gguf; `dtype` auto is the base's own, for gguf float16. Without an adapter
+    the base itself is written. The folder is certified, and gets its name only when it passes.
+    Raises UsageError where `out` exists or its format cannot hold the model, DoesNotFit where the
+    disk is too small, and Corrupt with every failed check; then nothing is left behind.
     """
+    if to == "gguf" and dtype == "auto":
+        dtype = "float16"
+    merge = open_merge(adapter, base, dtype=dtype, merge_base=merge_base, to=to, dora=to == "hf")
     work = "merge" if merge.adapter else "conversion"
     numbers = sum(math.prod(merge.base.shape(name)) for name in merge.base)
     need_space(out, int(numbers * merge.itemsize), f"the {work}")
@@ -32,7 +48,7 @@ def publish(
         claiming(out.parent / f".{out.name}.partial"),
         publishing(out, _key(merge, to)) as folder,
     ):
-        write(folder)
+        WRITERS[to](merge, folder, report)
         write_companions(merge, folder, to)
         for name in (README, FILE):  # of a merge that was killed just before its end
             (folder / name).unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from suri.export.fold import Merge, MergeBase
 from suri.export.gguf_reader import GGUF_FILE, GgufTensors, transformers_gguf
 from suri.export.meta_decoder import MetaDecoder
-from suri.export.peft_merge import unmerged_logits
+from suri.export.peft_merge import no_bars, unmerged_logits
 from suri.export.streamed import streamed_logits
 from suri.model.gguf_base import convert
 from suri.model.load import layered_logits
@@ -98,19 +98,13 @@ def _transformers(how: str = "") -> str:
 @torch.no_grad()
 def _transformers_logits(folder: Path, to: str, texts: Texts) -> tuple[str, Tensor]:
     import transformers
-    from transformers.utils import logging
 
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
+    with no_bars():
         if to == "gguf":
             model = transformers_gguf(folder)
         else:
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
             )
-    finally:
-        if bars:
-            logging.enable_progress_bar()
     logits = [model(torch.tensor([list(ids)])).logits[0] for ids in texts]
     return _transformers(), torch.cat(logits)

@@ -69,14 +69,13 @@ class Adapter:
 
     def check_fits(self, config: ModelConfig) -> None:
         """Raise UsageError naming every pair whose module or shape the base does not have."""
-        shapes = config.linear_shapes()
+        shapes = config.modules()
         wrong = []
         for name, (a, b) in self.tensors.items():
-            number, _, module = name.removeprefix("model.layers.").partition(".")
-            out_features, in_features = shapes[module]
-            if int(number) >= config.num_layers:
+            if name not in shapes:
                 wrong.append(f"{name}: the base has {config.num_layers} layers")
-            elif (b.shape[0], a.shape[1]) != (out_features, in_features):
+            elif (b.shape[0], a.shape[1]) != shapes[name]:
+                out_features, in_features = shapes[name]
                 wrong.append(f"{name}: {b.shape[0]}x{a.shape[1]} for {out_features}x{in_features}")
         if wrong:
             more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
@@ -95,9 +94,8 @@ def initial_adapter(
     """A new adapter whose delta is zero; the same seed gives the same tensors everywhere."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {
-        f"model.layers.{number}.{module}": initial_pair(shape, r, generator)
-        for number in range(config.num_layers)
-        for module, shape in config.linear_shapes().items()
+        module: initial_pair(shape, r, generator)
+        for module, shape in config.modules().items()
         if module.rpartition(".")[2] in targets
     }
     return Adapter(r, alpha, targets, tensors, dropout, rslora, base or {})

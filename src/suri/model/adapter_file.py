@@ -27,7 +27,7 @@ KEY = re.compile(
     r"\.lora_([AB])\.weight"
 )
 
-MAGNITUDE = ".lora_magnitude_vector"
+PREFIX, MAGNITUDE = "base_model.model.", ".lora_magnitude_vector"
 
 UNREAD = (
     "modules_to_save", "fan_in_fan_out", "layer_replication", "lora_bias", "target_parameters",
@@ -48,18 +48,15 @@ def write_adapter(folder: Path, adapter: Adapter) -> None:
     """Write PEFT's two files, and base.json with the identity of the base."""
     from safetensors.torch import save
 
-    tensors = {}
-    for name, (a, b) in adapter.tensors.items():
-        for letter, tensor in (("A", a), ("B", b)):
-            key = f"base_model.model.{name}.lora_{letter}.weight"
-            tensors[key] = tensor.detach().to("cpu", torch.float32).contiguous()
+    tensors = {
+        key: tensor.detach().to("cpu", torch.float32).contiguous()
+        for key, tensor in peft_tensors(adapter).items()
+    }
     ranks = {name: adapter.rank_of(name) for name in adapter.tensors}
     own = {
         "rank_pattern": {name: rank for name, rank in ranks.items() if rank != adapter.r},
         "alpha_pattern": dict(adapter.alphas),
     }
-    for name, magnitude in adapter.magnitudes.items():
-        tensors[f"base_model.model.{name}{MAGNITUDE}"] = magnitude.contiguous()
     write_bytes(folder / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
     write_json(folder / BASE_FILE, adapter.base)
     write_json(
@@ -83,6 +80,14 @@ def write_adapter(folder: Path, adapter: Adapter) -> None:
     )
 
 
+def peft_tensors(adapter: Adapter) -> dict[str, Tensor]:
+    """The adapter's tensors by PEFT's names."""
+    tensors = {f"{PREFIX}{name}{MAGNITUDE}": m for name, m in adapter.magnitudes.items()}
+    for name, (a, b) in adapter.tensors.items():
+        tensors |= {f"{PREFIX}{name}.lora_A.weight": a, f"{PREFIX}{name}.lora_B.weight": b}
+    return tensors
+
+
 def read_adapter(folder: Path, *, dora: bool = False) -> Adapter:
     """Read a PEFT adapter folder; only low-rank pairs with known names are accepted.
 
@@ -91,7 +96,15 @@ def read_adapter(folder: Path, *, dora: bool = False) -> Adapter:
     """
     if (folder / MANIFEST).is_file() and (folder / BASE_FILE).is_file():
         check_manifest(folder, CONFIG_FILE, WEIGHTS_FILE, BASE_FILE)
-    config = _read_config(folder, dora)
+    if not is_adapter(folder):
+        raise UsageError(
+            f"{folder} is not an adapter",
+            found=f"no {CONFIG_FILE} in it" if folder.is_dir() else "no such folder",
+            do="give the output_dir of a finished training",
+        )
+    config = read_object(folder / CONFIG_FILE)
+    _check_settings(folder, config, dora)
+    _check_plausible(folder, config)
     tensors, magnitudes = _read_tensors(folder / WEIGHTS_FILE, bool(config.get("use_dora")))
     file = folder / CONFIG_FILE
     own = by_module(config.get("rank_pattern"), tensors, f"{file}: rank_pattern")
@@ -137,18 +150,6 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG_FILE).is_file()
 
 
-def _read_config(folder: Path, dora: bool) -> dict[str, Any]:
-    if not is_adapter(folder):
-        raise UsageError(
-            f"{folder} is not an adapter",
-            found=f"no {CONFIG_FILE} in it" if folder.is_dir() else "no such folder",
-            do="give the output_dir of a finished training",
-        )
-    config = read_object(folder / CONFIG_FILE)
-    _check_settings(folder, config, dora)
-    return config
-
-
 def _read_tensors(
     file: Path, dora: bool
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
@@ -167,39 +168,30 @@ def _read_tensors(
     except (SafetensorError, OSError) as problem:
         raise Corrupt(f"{file} is not a whole safetensors file", found=str(problem)) from None
     magnitudes = {
-        key.removeprefix("base_model.model.").removesuffix(MAGNITUDE): loaded.pop(key).float()
+        key.removeprefix(PREFIX).removesuffix(MAGNITUDE): loaded.pop(key).float()
         for key in list(loaded)
         if dora and key.endswith(MAGNITUDE)
     }
     _check_numbers(file, loaded | magnitudes)
-    unknown = [key for key in loaded if not KEY.fullmatch(key)]
+    halves: dict[str, dict[str, Tensor]] = {}
+    unknown = []
+    for key, tensor in loaded.items():
+        if match := KEY.fullmatch(key):
+            halves.setdefault(match[1], {})[match[2]] = tensor.float()
+        else:
+            unknown.append(key)
     if unknown or not loaded:
         raise Corrupt(
             f"{file} holds something else than low-rank pairs",
             found=", ".join(unknown[:4]) or "nothing",
         )
-    halves: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in loaded.items():
-        match = KEY.fullmatch(key)
-        assert match is not None
-        halves.setdefault(match[1], {})[match[2]] = tensor.float()
     pairs = {name: _checked_pair(file, name, pair) for name, pair in halves.items()}
     if dora:
-        _check_magnitudes(file, pairs, magnitudes)
+        rows = {name: b.shape[:1] for name, (_, b) in pairs.items()}
+        found = {name: magnitude.shape for name, magnitude in magnitudes.items()}
+        if wrong := dict(rows.items() ^ found.items()):
+            raise Corrupt(f"{file}: magnitudes do not fit their pairs", found=min(wrong))
     return pairs, magnitudes
-
-
-def _check_magnitudes(
-    file: Path, pairs: dict[str, tuple[Tensor, Tensor]], magnitudes: dict[str, Tensor]
-) -> None:
-    """Raise Corrupt where not every pair has a finite length for each of its rows."""
-    wrong = set(pairs) ^ set(magnitudes)
-    for name in set(pairs) & set(magnitudes):
-        found = magnitudes[name]
-        if found.shape != pairs[name][1].shape[:1] or not bool(torch.isfinite(found).all()):
-            wrong.add(name)
-    if wrong:
-        raise Corrupt(f"{file}: magnitudes do not fit their pairs", found=min(wrong))
 
 
 def _checked_pair(file: Path, name: str, pair: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -242,7 +234,6 @@ def _check_settings(folder: Path, config: dict[str, Any], dora: bool) -> None:
             do=f"`suri merge {folder} --to hf --output_dir OUT` makes a plain model of it, "
             "to chat with, compare or convert",
         )
-    _check_plausible(folder, config)
 
 
 def _check_plausible(folder: Path, config: dict[str, Any]) -> None:

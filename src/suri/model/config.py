@@ -1,6 +1,5 @@
 """The shape of a Llama-family model, read from the configuration beside its weights."""
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ MOST_LAYERS, MOST = 10_000, 2**31
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What the decoder needs to know; `raw` is config.json as it was."""
+    """What the decoder needs to know; `raw` is config.json, as it was or as it would be."""
 
     model_type: str
     vocab_size: int
@@ -52,6 +51,14 @@ class ModelConfig:
         if wrong:
             raise ValueError(", ".join(wrong))
 
+    def modules(self) -> dict[str, tuple[int, int]]:
+        """The shape [out, in] of each linear of the model, by its HF name."""
+        return {
+            f"model.layers.{number}.{module}": shape
+            for number in range(self.num_layers)
+            for module, shape in self.linear_shapes().items()
+        }
+
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """The shape [out, in] of each linear of a layer, by its name inside the layer."""
         q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
@@ -82,41 +89,46 @@ def read_config(folder: Path) -> ModelConfig:
 
 def config_from_hf(raw: dict[str, Any], where: str = "config.json") -> ModelConfig:
     """Translate config.json of transformers 4 or 5; `where` names it in errors."""
+    try:
+        return config_of(raw, where)
+    except UNREADABLE as problem:
+        raise UsageError(
+            f"{where}: not a model's configuration", found=repr(problem)[:200]
+        ) from None
+
+
+def config_of(raw: dict[str, Any], where: str) -> ModelConfig:
+    """The same, of any format's settings by the names of config.json; raises UNREADABLE as well."""
     model_type = raw.get("model_type", "llama")
     if model_type not in MODEL_TYPES:
         raise UsageError(
             f"{where}: models of type {model_type} are not of the Llama family",
             do=f"one of {', '.join(MODEL_TYPES)} trains here; others with --engine reference",
         )
-    try:
-        heads = whole(raw["num_attention_heads"])
-        rope = rope_parameters(raw)
-        return ModelConfig(
-            model_type=model_type,
-            vocab_size=whole(raw["vocab_size"]),
-            hidden_size=whole(raw["hidden_size"]),
-            num_layers=whole(raw["num_hidden_layers"]),
-            num_heads=heads,
-            num_kv_heads=whole(raw.get("num_key_value_heads") or heads),
-            head_dim=whole(raw.get("head_dim") or raw["hidden_size"] // heads),
-            intermediate_size=whole(raw["intermediate_size"]),
-            norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-            rope_theta=float(rope.get("rope_theta", 10000.0)),
-            rope_scaling=None if rope.get("rope_type", "default") == "default" else rope,
-            max_positions=whole(raw.get("max_position_embeddings", 2048)),
-            tied_head=_flag(raw, "tie_word_embeddings"),
-            qkv_bias=model_type == "qwen2" or _flag(raw, "attention_bias"),
-            o_bias=model_type != "qwen2" and _flag(raw, "attention_bias"),
-            mlp_bias=_flag(raw, "mlp_bias"),
-            qk_norm=model_type == "qwen3",
-            sliding_window=_sliding_window(raw, model_type),
-            dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
-            raw=raw,
-        )
-    except UNREADABLE as problem:
-        raise UsageError(
-            f"{where}: not a model's configuration", found=repr(problem)[:200]
-        ) from None
+    heads = whole(raw["num_attention_heads"])
+    rope = rope_parameters(raw)
+    return ModelConfig(
+        model_type=model_type,
+        vocab_size=whole(raw["vocab_size"]),
+        hidden_size=whole(raw["hidden_size"]),
+        num_layers=whole(raw["num_hidden_layers"]),
+        num_heads=heads,
+        num_kv_heads=whole(raw.get("num_key_value_heads") or heads),
+        head_dim=whole(raw.get("head_dim") or raw["hidden_size"] // heads),
+        intermediate_size=whole(raw["intermediate_size"]),
+        norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        rope_theta=float(rope.get("rope_theta", 10000.0)),
+        rope_scaling=None if rope.get("rope_type", "default") == "default" else rope,
+        max_positions=whole(raw.get("max_position_embeddings", 2048)),
+        tied_head=_flag(raw, "tie_word_embeddings"),
+        qkv_bias=model_type == "qwen2" or _flag(raw, "attention_bias"),
+        o_bias=model_type != "qwen2" and _flag(raw, "attention_bias"),
+        mlp_bias=_flag(raw, "mlp_bias"),
+        qk_norm=model_type == "qwen3",
+        sliding_window=_sliding_window(raw, model_type),
+        dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
+        raw=raw,
+    )
 
 
 UNREADABLE = (KeyError, TypeError, ValueError, ArithmeticError)
@@ -159,6 +171,16 @@ ROPE_SETTINGS = {
 }  # fmt: skip
 
 
+SCALED_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+"""The one rotary scaling that Meta's code knows: `use_scaled_rope` switches it on (Llama 3.1)."""
+
+
 def _checked_rope(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings; raises ValueError where the numbers of their kind are none or cannot work."""
     numbers = {name: float(settings[name]) for name in ROPE_SETTINGS[settings["rope_type"]]}
@@ -184,32 +206,33 @@ def _config_from_meta(params: dict[str, Any], where: Path) -> ModelConfig:
     """Translate Meta's params.json; the inner size follows the formula of Meta's FeedForward."""
     try:
         dim, heads = whole(params["dim"]), whole(params["n_heads"])
-        scaled = _flag(params, "use_scaled_rope")
-        size = _meta_vocabulary(params, where, dim)
-        llama3 = {
-            "rope_type": "llama3",
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        }
-        llama3.update(params.get("rope_scaling") or {})
-        return ModelConfig(
-            model_type="llama",
-            vocab_size=size,
-            hidden_size=dim,
-            num_layers=whole(params["n_layers"]),
-            num_heads=heads,
-            num_kv_heads=whole(params.get("n_kv_heads") or heads),
-            head_dim=dim // heads,
-            intermediate_size=meta_inner_size(
+        theta = float(params.get("rope_theta", 10000.0))
+        rope = {"rope_type": "default", "rope_theta": theta}
+        if _flag(params, "use_scaled_rope"):
+            rope = SCALED_ROPE | (params.get("rope_scaling") or {}) | {"rope_theta": theta}
+        raw = {
+            "architectures": [class_of("llama")],
+            "model_type": "llama",
+            "vocab_size": _meta_vocabulary(params, where, dim),
+            "hidden_size": dim,
+            "num_hidden_layers": whole(params["n_layers"]),
+            "num_attention_heads": heads,
+            "num_key_value_heads": whole(params.get("n_kv_heads") or heads),
+            "head_dim": dim // heads,
+            "intermediate_size": meta_inner_size(
                 dim, whole(params.get("multiple_of", 256)), params.get("ffn_dim_multiplier")
             ),
-            norm_eps=float(params.get("norm_eps", 1e-5)),
-            rope_theta=float(params.get("rope_theta", 10000.0)),
-            rope_scaling=_checked_rope(llama3) if scaled else None,
-            max_positions=_meta_positions(params),
-        )
+            "rms_norm_eps": float(params.get("norm_eps", 1e-5)),
+            "max_position_embeddings": _meta_positions(params),
+            "tie_word_embeddings": False,
+            "rope_theta": theta,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            "dtype": "float32",
+            "rope_parameters": rope,
+        }
+        return config_of(raw, str(where))
     except UNREADABLE as problem:
         raise UsageError(f"{where}: params.json is incomplete", found=repr(problem)[:200]) from None
 
@@ -251,26 +274,6 @@ def meta_inner_size(dim: int, multiple_of: int, multiplier: float | None) -> int
     return multiple_of * ((inner + multiple_of - 1) // multiple_of)
 
 
-def hf_config_of(config: ModelConfig) -> dict[str, Any]:
-    """config.json for a model that had none (read from a Meta folder or a GGUF file)."""
-    raw: dict[str, Any] = {
-        "architectures": [f"{config.model_type.capitalize()}ForCausalLM"],
-        "model_type": config.model_type,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.intermediate_size,
-        "rms_norm_eps": config.norm_eps,
-        "max_position_embeddings": config.max_positions,
-        "tie_word_embeddings": config.tied_head,
-        "rope_theta": config.rope_theta,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "dtype": config.dtype,
-    }
-    rope = {"rope_type": "default", **(config.rope_scaling or {}), "rope_theta": config.rope_theta}
-    return raw | {"rope_parameters": json.loads(json.dumps(rope))}
+def class_of(model_type: str) -> str:
+    """What transformers calls the class of such models."""
+    return f"{model_type.capitalize()}ForCausalLM"

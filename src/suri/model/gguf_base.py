@@ -3,24 +3,27 @@
 import hashlib
 import math
 import shutil
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from suri.errors import Corrupt, SuriError, UsageError
 from suri.files import cache_folder, disk_errors_explained, need_space, publishing, write_json
-from suri.model.config import UNREADABLE, ModelConfig, hf_config_of
+from suri.model.config import UNREADABLE, ModelConfig, class_of, config_of
 from suri.model.gguf_file import PLAIN, GgufFile
-from suri.model.gguf_names import ARCHITECTURES, ROPE_FACTORS, from_gguf
 from suri.model.gguf_rope import llama3_scaling
 from suri.model.gguf_vocabulary import write_tokenizer
-from suri.model.meta_names import permute
-
-SHARD_BYTES = 10**9
-"""Bytes after which the cached weights go on in another file: so many are held at once."""
+from suri.model.tensor_files import write_safetensors
+from suri.model.tensor_names import (
+    ARCHITECTURES,
+    ROPE_FACTORS,
+    from_gguf,
+    permute,
+    rotary_heads,
+    to_gguf,
+)
 
 BESIDE = (
     "prompt.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "certificate.json",
@@ -84,7 +87,8 @@ def convert(file: Path, folder: Path, beside: list[Path]) -> None:
     )
     need_space(folder, sum(sizes), f"reading {file}")
     _write_weights(source, config, folder)
-    write_json(folder / "config.json", hf_config_of(config) | special_ids(source))
+    ids = {f"{name}_token_id": i for name, i in source.special_ids().items() if name != "unk"}
+    write_json(folder / "config.json", config.raw | ids)
     for part in beside:
         shutil.copyfile(part, folder / part.name)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
@@ -105,108 +109,92 @@ def read_gguf_config(source: GgufFile) -> ModelConfig:
     try:
         hidden = int(values[f"{arch}.embedding_length"])
         heads = int(values[f"{arch}.attention.head_count"])
-        config = ModelConfig(
-            model_type=str(arch),
-            vocab_size=source.tensors["token_embd.weight"].shape[0],
-            hidden_size=hidden,
-            num_layers=int(values[f"{arch}.block_count"]),
-            num_heads=heads,
-            num_kv_heads=int(values.get(f"{arch}.attention.head_count_kv", heads)),
-            head_dim=int(values.get(f"{arch}.attention.key_length", hidden // heads)),
-            intermediate_size=int(values[f"{arch}.feed_forward_length"]),
+        theta = float(values.get(f"{arch}.rope.freq_base", 10000.0))
+        raw = {
+            "architectures": [class_of(str(arch))],
+            "model_type": str(arch),
+            "vocab_size": source.tensors["token_embd.weight"].shape[0],
+            "hidden_size": hidden,
+            "num_hidden_layers": int(values[f"{arch}.block_count"]),
+            "num_attention_heads": heads,
+            "num_key_value_heads": int(values.get(f"{arch}.attention.head_count_kv", heads)),
+            "head_dim": int(values.get(f"{arch}.attention.key_length", hidden // heads)),
+            "intermediate_size": int(values[f"{arch}.feed_forward_length"]),
             # Stored in fp32: 1e-05 comes back as 9.999999747378752e-06.
-            norm_eps=float(f"{values[f'{arch}.attention.layer_norm_rms_epsilon']:.7g}"),
-            rope_theta=float(values.get(f"{arch}.rope.freq_base", 10000.0)),
-            max_positions=int(values[f"{arch}.context_length"]),
-            tied_head="output.weight" not in source.tensors,
-            qkv_bias="blk.0.attn_q.bias" in source.tensors,
-            o_bias="blk.0.attn_output.bias" in source.tensors,
-            mlp_bias="blk.0.ffn_up.bias" in source.tensors,
-            qk_norm="blk.0.attn_q_norm.weight" in source.tensors,
-            dtype=str(source.tensor("token_embd.weight").dtype).removeprefix("torch."),
-        )
-        _check_shapes(source, config)
-        return _with_scaling(source, config, str(arch))
+            "rms_norm_eps": float(f"{values[f'{arch}.attention.layer_norm_rms_epsilon']:.7g}"),
+            "max_position_embeddings": int(values[f"{arch}.context_length"]),
+            "tie_word_embeddings": "output.weight" not in source.tensors,
+            "rope_theta": theta,
+            "hidden_act": "silu",
+            "attention_bias": "blk.0.attn_output.bias" in source.tensors,
+            "mlp_bias": "blk.0.ffn_up.bias" in source.tensors,
+            "dtype": str(source.tensor("token_embd.weight").dtype).removeprefix("torch."),
+        }
+        config = config_of(raw, str(source.path))
+        _check_tensors(source, config)
+        rope = {"rope_type": "default", **_scaling(source, config), "rope_theta": theta}
+        return config_of(raw | {"rope_parameters": rope}, str(source.path))
     except UNREADABLE as problem:
         found = repr(problem)[:200]
         raise Corrupt(f"{source.path}: its header is incomplete", found=found) from None
 
 
-def _check_shapes(source: GgufFile, config: ModelConfig) -> None:
-    """Raise Corrupt where the heads that the header announces are not those of its tensors."""
-    for number in range(config.num_layers):
-        for part, hf_part in (("attn_q", "q_proj"), ("attn_k", "k_proj")):
-            entry = source.tensors.get(f"blk.{number}.{part}.weight")
-            expected = config.linear_shapes()[f"self_attn.{hf_part}"]
-            if entry is None or entry.shape != expected:
-                raise Corrupt(
-                    f"{source.path}: blk.{number}.{part} does not fit its header",
-                    found=f"{entry and entry.shape} where {expected} is needed",
-                )
+def _check_tensors(source: GgufFile, config: ModelConfig) -> None:
+    """Raise Corrupt where the linears that the header announces are not those of its tensors.
+
+    Raises UsageError for biases or norms that config.json cannot name, and that would be lost.
+    """
+    has_bias = "blk.0.attn_q.bias" in source.tensors
+    has_norm = "blk.0.attn_q_norm.weight" in source.tensors
+    if (has_bias, has_norm) != (config.qkv_bias, config.qk_norm):
+        raise UsageError(
+            f"{source.path}: not a plain {config.model_type} model",
+            found="biases or norms in other places than such models have them",
+        )
+    for module, expected in config.modules().items():
+        name = str(to_gguf(f"{module}.weight"))
+        entry = source.tensors.get(name)
+        if entry is None or entry.shape != expected:
+            raise Corrupt(
+                f"{source.path}: {name} does not fit its header",
+                found=f"{entry and entry.shape} where {expected} is needed",
+            )
 
 
-def _with_scaling(source: GgufFile, config: ModelConfig, arch: str) -> ModelConfig:
-    """The rotary scaling: linear by its key, Llama 3's by the factors in a tensor."""
-    values = source.values
-    kind, turned = values.get(f"{arch}.rope.scaling.type", "none"), config.head_dim
-    if kind not in ("none", "linear") or values.get(f"{arch}.rope.dimension_count", turned) != (
-        turned
-    ):
+def _scaling(source: GgufFile, config: ModelConfig) -> dict[str, Any]:
+    """The rotary scaling: linear by its key, Llama 3's by the factors in a tensor; {} for none."""
+    prefix = f"{source.values['general.architecture']}.rope."
+    kind = source.values.get(f"{prefix}scaling.type", "none")
+    turned = source.values.get(f"{prefix}dimension_count", config.head_dim)
+    if kind not in ("none", "linear") or turned != config.head_dim:
         raise UsageError(
             f"{source.path}: its heads are turned in a way that is not known here",
-            found=f"scaling {kind}, or fewer numbers of a head turned than its {turned}",
+            found=f"scaling {kind}, or fewer numbers of a head turned than its {config.head_dim}",
         )
-    factor = float(values.get(f"{arch}.rope.scaling.factor", 1.0))
+    factor = float(source.values.get(f"{prefix}scaling.factor", 1.0))
     if kind == "linear" and factor != 1.0:
-        return replace(config, rope_scaling={"rope_type": "linear", "factor": factor})
+        return {"rope_type": "linear", "factor": factor}
     if ROPE_FACTORS in source.tensors:
-        scaling = llama3_scaling(source.tensor(ROPE_FACTORS).tolist(), config, str(source.path))
-        return replace(config, rope_scaling=scaling)
-    return config
-
-
-def special_ids(source: GgufFile) -> dict[str, int]:
-    """bos_token_id, eos_token_id and pad_token_id, those of them that the file names."""
-    keys = {"bos": "bos", "eos": "eos", "pad": "padding"}
-    found = {n: source.values.get(f"tokenizer.ggml.{k}_token_id") for n, k in keys.items()}
-    return {f"{name}_token_id": i for name, i in found.items() if isinstance(i, int)}
-
-
-def _hf_tensors(source: GgufFile, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    """HF names with tensors; the llama architecture has Meta's order of rotary rows."""
-    heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
-    for gguf_name in source.tensors:
-        name = from_gguf(gguf_name)
-        if name is None:
-            continue
-        tensor, part = source.tensor(gguf_name), name.split(".")[-2]
-        if not bool(torch.isfinite(tensor).all()):
-            raise Corrupt(f"{source.path}: {gguf_name} holds numbers that are not finite")
-        turned = part in heads and config.model_type == "llama"
-        yield name, permute(tensor, heads[part]) if turned else tensor
+        return llama3_scaling(source.tensor(ROPE_FACTORS).tolist(), config, str(source.path))
+    return {}
 
 
 def _write_weights(source: GgufFile, config: ModelConfig, folder: Path) -> None:
-    """Write safetensors with an index, SHARD_BYTES or one tensor in memory at most."""
-    from safetensors.torch import save_file
+    """Write model.safetensors, its tensors in the order in which that library has them."""
+    names = {name: gguf for gguf in source.tensors if (name := from_gguf(gguf))}
+    entries = [
+        (name, source.tensors[gguf].shape, PLAIN.get(source.tensors[gguf].kind, torch.float32))
+        for name, gguf in names.items()
+    ]
+    entries.sort(key=lambda entry: (-entry[2].itemsize, entry[0]))
+    tensors = ((name, _hf_tensor(source, names[name], name, config)) for name, _, _ in entries)
+    write_safetensors(folder / "model.safetensors", entries, tensors)
 
-    places: dict[str, str] = {}
-    held: dict[str, Tensor] = {}
 
-    def put() -> None:
-        file = f"model-{len(set(places.values())) + 1:05}.safetensors"
-        save_file(held, folder / file, metadata={"format": "pt"})
-        places.update(dict.fromkeys(held, file))
-        held.clear()
-
-    for name, tensor in _hf_tensors(source, config):
-        held[name] = tensor.contiguous()
-        if sum(each.nbytes for each in held.values()) > SHARD_BYTES:
-            put()
-    if held:
-        put()
-    if len(set(places.values())) == 1:
-        (folder / places.popitem()[1]).rename(folder / "model.safetensors")
-    else:
-        index = {"metadata": {}, "weight_map": places}
-        write_json(folder / "model.safetensors.index.json", index)
+def _hf_tensor(source: GgufFile, gguf_name: str, name: str, config: ModelConfig) -> Tensor:
+    """A tensor as HF has it; the architecture llama has Meta's order of rotary rows."""
+    tensor = source.tensor(gguf_name)
+    if not bool(torch.isfinite(tensor).all()):
+        raise Corrupt(f"{source.path}: {gguf_name} holds numbers that are not finite")
+    heads = rotary_heads(name, config) if config.model_type == "llama" else 0
+    return permute(tensor, heads) if heads else tensor

@@ -23,6 +23,8 @@ SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=T
 """GGUF's value types and how `struct` calls them, little endian."""
 PLAIN = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}
 """GGML's tensor types that torch has, too."""
+SPECIAL = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+"""What special tokens are called in HF's files, and in GGUF's keys."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ class GgufFile:
             self.values, self.tensors = _read_header(_Cursor(self._bytes, 8))
         except (struct.error, ValueError, TypeError, KeyError, OverflowError) as problem:
             raise Corrupt(f"{path} is not a whole GGUF file", found=str(problem)) from None
+
+    def special_ids(self) -> dict[str, int]:
+        """The ids of special tokens by HF's names (SPECIAL), of those that the file names."""
+        found = {n: self.values.get(f"tokenizer.ggml.{key}_token_id") for n, key in SPECIAL.items()}
+        return {name: i for name, i in found.items() if isinstance(i, int)}
 
     def tensor(self, name: str) -> Tensor:
         """A tensor as stored, a view of the file where torch has its type; else dequantised, fp32.

@@ -2,13 +2,25 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from suri.errors import UsageError
-from suri.model.config import ModelConfig
+from suri.model.config import SCALED_ROPE, ModelConfig
+from suri.model.decoder import rotary_frequencies
 
 CLOSE = 1e-5
 """How far a factor in fp32 may lie from the one that the scaling gives, relatively."""
+
+
+def rope_factors(config: ModelConfig) -> Tensor | None:
+    """By what Llama 3's scaling divides each frequency, fp32 [head_dim / 2]; None without it."""
+    if config.rope_scaling is None or config.rope_scaling["rope_type"] != "llama3":
+        return None
+    return rotary_frequencies(replace(config, rope_scaling=None)) / rotary_frequencies(config)
 
 
 def llama3_scaling(factors: Sequence[float], config: ModelConfig, where: str) -> dict[str, Any]:
@@ -22,8 +34,9 @@ def llama3_scaling(factors: Sequence[float], config: ModelConfig, where: str) ->
     ]
     if len(factors) == config.head_dim // 2 and all(0 < f < math.inf for f in factors):
         for settings in _candidates(factors, wavelengths):
-            expected = [_factor(length, settings) for length in wavelengths]
-            if all(abs(f - e) <= CLOSE * e for f, e in zip(factors, expected, strict=True)):
+            expected = rope_factors(replace(config, rope_scaling=settings))
+            assert expected is not None  # every candidate is of that kind
+            if torch.allclose(torch.tensor(factors), expected, rtol=CLOSE, atol=0):
                 return settings
     raise UsageError(
         f"{where}: its {len(factors)} rotary factors are not Llama 3's scaling",
@@ -36,15 +49,10 @@ def _candidates(factors: Sequence[float], wavelengths: Sequence[float]) -> Itera
     factor = float(f"{max(factors):.6g}")
 
     def settings(high: float, context: float) -> dict[str, Any]:
-        return {
-            "rope_type": "llama3",
-            "factor": factor,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": high,
-            "original_max_position_embeddings": context,
-        }
+        own = {"high_freq_factor": high, "original_max_position_embeddings": context}
+        return SCALED_ROPE | {"factor": factor} | own
 
-    yield settings(4.0, 8192)
+    yield SCALED_ROPE | {"factor": factor}
     # With 1/f = (1 - s)/factor + s, the share s = (context/wavelength - 1)/(high - 1) is a line.
     blended = [
         (1 / length, (1 / f - 1 / factor) / (1 - 1 / factor))
@@ -63,10 +71,3 @@ def _candidates(factors: Sequence[float], wavelengths: Sequence[float]) -> Itera
     if not blended:
         yield settings(4.0, 4 * max((w for w, f in zip(wavelengths, factors, strict=True)
                                      if f < factor), default=0.0))  # fmt: skip
-
-
-def _factor(wavelength: float, settings: dict[str, Any]) -> float:
-    """By what the frequency of this wavelength is divided (transformers' modeling_rope_utils)."""
-    turns = float(settings["original_max_position_embeddings"]) / wavelength
-    share = min(max((turns - 1) / (float(settings["high_freq_factor"]) - 1), 0.0), 1.0)
-    return 1 / ((1 - share) / float(settings["factor"]) + share)

@@ -6,15 +6,11 @@ from typing import Any
 from suri.errors import UsageError
 from suri.files import write_json
 from suri.model.gguf_file import GgufFile
-from suri.model.gguf_names import CONTROL, SPLITS, UNUSED, USER_DEFINED
 from suri.model.tokenizer import explained
+from suri.model.word_splits import pre_tokenizer
 
 SAME_SPLIT = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}
-"""Further names of tokenizer.ggml.pre for patterns in SPLITS."""
-
-SPECIAL = {
-    "bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"
-}  # fmt: skip
+"""Further names of tokenizer.ggml.pre that mean a known way of cutting words."""
 
 
 def write_tokenizer(source: GgufFile, folder: Path) -> None:
@@ -46,6 +42,7 @@ def _unknown(source: GgufFile, what: str) -> UsageError:
 
 def _byte_level(source: GgufFile) -> Any:
     """Byte-level BPE; text is cut into words as the name tokenizer.ggml.pre says."""
+    from gguf import TokenType
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
     tokens = source.values["tokenizer.ggml.tokens"]
@@ -54,35 +51,22 @@ def _byte_level(source: GgufFile) -> Any:
     pre = str(source.values.get("tokenizer.ggml.pre", "default"))
     pre = SAME_SPLIT.get(pre, pre)
     known = zip(tokens, kinds, range(len(tokens)), strict=True)
-    vocabulary = {token: i for token, kind, i in known if kind != UNUSED}
+    vocabulary = {token: i for token, kind, i in known if kind != TokenType.UNUSED}
     tokenizer = Tokenizer(
         models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre == "llama-bpe")
     )
     if pre == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = _words(source, pre)
+    tokenizer.pre_tokenizer = pre_tokenizer(pre)
+    if tokenizer.pre_tokenizer is None:
+        raise _unknown(source, f"text is cut into words as for {pre}")
     tokenizer.decoder = decoders.ByteLevel()
     for token, kind in zip(tokens, kinds, strict=True):
-        if kind == CONTROL:
+        if kind == TokenType.CONTROL:
             tokenizer.add_special_tokens([AddedToken(token, normalized=False)])
-        elif kind == USER_DEFINED:
+        elif kind == TokenType.USER_DEFINED:
             tokenizer.add_tokens([AddedToken(token, normalized=False)])
     return tokenizer
-
-
-def _words(source: GgufFile, pre: str) -> Any:
-    from tokenizers import Regex
-    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
-
-    if pre == "gpt-2":
-        return ByteLevel(add_prefix_space=False, use_regex=True)
-    if pre == "smollm":
-        digits = Digits(individual_digits=True)
-        return Sequence([digits, ByteLevel(add_prefix_space=False, use_regex=True)])
-    if pre not in SPLITS:
-        raise _unknown(source, f"text is cut into words as for {pre}")
-    split = Split(Regex(SPLITS[pre]), behavior="isolated")
-    return Sequence([split, ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def _write_sentencepiece(source: GgufFile, folder: Path) -> None:
@@ -105,11 +89,11 @@ def _write_sentencepiece(source: GgufFile, folder: Path) -> None:
 
 def _config(source: GgufFile, *, adds_bos: bool) -> dict[str, Any]:
     tokens = source.values["tokenizer.ggml.tokens"]
-    ids = {n: source.values.get(f"tokenizer.ggml.{key}_token_id") for n, key in SPECIAL.items()}
+    ids = source.special_ids()
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    if not all(0 <= number < len(tokens) for number in ids.values() if number is not None):
+    if not all(0 <= number < len(tokens) for number in ids.values()):
         raise ValueError(f"special tokens {ids} of {len(tokens)}")
-    config |= {name: tokens[number] for name, number in ids.items() if number is not None}
+    config |= {f"{name}_token": tokens[number] for name, number in ids.items()}
     config["add_bos_token"] = bool(source.values.get("tokenizer.ggml.add_bos_token", adds_bos))
     if length := source.values.get(f"{source.values['general.architecture']}.context_length"):
         config["model_max_length"] = int(length)

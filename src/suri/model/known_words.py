@@ -10,18 +10,13 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer as Backend
 
+from suri.model.word_splits import split_of, steps_of
+
 MOST_WORDS, LONGEST_WORD = 400_000, 32
 """Words remembered at a time, about 80 MB, and the characters of the longest of them."""
 
 WORDS_AT_ONCE = 256
 PLACES = re.compile(r"(?<=\S) (?=\S)")
-SPLITS = tuple(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-    + digits
-    + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    for digits in (r"\p{N}{1,3}", r"\p{N}")
-)
-"""What Llama 3 and Qwen 2 cut texts with, as their tokenizer.json has it."""
 
 
 class KnownWords:
@@ -113,24 +108,12 @@ def _has_odd_blanks(text: str) -> bool:
 
 def _cuts_by_expression(tokenizer: dict[str, Any]) -> bool:
     """Whether it is one of the byte-level tokenizers whose words are known to start with blanks."""
-    normalizer, steps = tokenizer["normalizer"], tokenizer["pre_tokenizer"] or {}
+    normalizer = tokenizer["normalizer"]
     # NFC joins no character with a blank.
     if (normalizer is not None and normalizer["type"] != "NFC") or not _adds_plainly(tokenizer):
         return False
-    match steps.get("pretokenizers", [steps]):
-        case [{"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]:
-            return True
-        case [
-            {"type": "Digits"},
-            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
-        ]:
-            return True
-        case [
-            {"type": "Split", "behavior": "Isolated", "invert": False, "pattern": {"Regex": text}},
-            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
-        ]:
-            return text in SPLITS
-    return False
+    puts_blank_first = any(step.get("add_prefix_space") for step in steps_of(tokenizer))
+    return bool(split_of(tokenizer)) and not puts_blank_first
 
 
 def _cuts_nowhere(tokenizer: dict[str, Any]) -> bool:

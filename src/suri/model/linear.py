@@ -73,7 +73,7 @@ class Linear(nn.Module):
     def __init__(
         self,
         names: Sequence[str],
-        weights: Sequence[Tensor] | Sequence[Unread],
+        weights: Sequence[Tensor | Unread],
         bias: Tensor | None,
         quantize: str,
     ) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from suri.model.decoder import Decoder, Layer, rotary_frequencies, rotation_of
 from suri.model.elementwise import Norm
 from suri.model.kernels import product
 from suri.model.linear import Linear
-from suri.model.storage import STORAGE, Int8, Watched, nf4_roundtrip
+from suri.model.storage import STORAGE, Int8, Unread, Watched, nf4_roundtrip
 from suri.model.vector_math import settle
 from suri.model.weights import check_layers, open_weights
 
@@ -103,8 +103,8 @@ def layered_logits(
     As `load_decoder`'s decoder gives them, with one weight in memory at a time.
     """
     config, ids = config or read_config(folder), torch.tensor([i for text in texts for i in text])
-    source = _Deferring(weights or open_weights(folder), config, folder, torch.float32, "cpu")
-    source.roundtrip = quantize == "nf4"
+    weights = weights or open_weights(folder)
+    source = _Deferring(weights, config, folder, roundtrip=quantize == "nf4")
     lengths = [len(text) for text in texts]
     positions = torch.cat([torch.arange(length) for length in lengths])
     if adapter is not None:
@@ -126,24 +126,20 @@ def layered_logits(
     return torch.cat([product(x, part.float()) for part in parts], dim=1)
 
 
+@dataclass(frozen=True)
 class _Typed:
     """Tensors of a base, checked for shape and brought to dtype and device."""
 
-    def __init__(
-        self,
-        weights: Mapping[str, Tensor],
-        config: ModelConfig,
-        folder: Path,
-        dtype: torch.dtype,
-        device: torch.device | str,
-    ) -> None:
-        self.weights, self.config, self.folder = weights, config, folder
-        self.dtype, self.device = dtype, device
+    weights: Mapping[str, Tensor]
+    config: ModelConfig
+    folder: Path
+    dtype: torch.dtype = torch.float32
+    device: torch.device | str = "cpu"
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> Tensor:
         return self.stored(name, shape).to(device=self.device, dtype=self.dtype)
 
-    def linear(self, name: str, shape: tuple[int, ...]) -> Any:
+    def linear(self, name: str, shape: tuple[int, ...]) -> Tensor | Unread:
         """The weight of a linear."""
         return self(name, shape)
 
@@ -162,31 +158,21 @@ class _Typed:
         return tensor
 
 
+@dataclass(frozen=True)
 class _Deferring(_Typed):
     """The same, with the weights of linears read when they are multiplied with."""
 
-    roundtrip = False
+    roundtrip: bool = False
     """Whether they pass through nf4 and back."""
 
-    def linear(self, name: str, shape: tuple[int, ...]) -> Any:
-        return _Later(self, name, shape)
+    def linear(self, name: str, shape: tuple[int, ...]) -> Unread:
+        """The weight of a linear, to be read."""
 
+        def read() -> Tensor:
+            weight = self(name, shape)
+            return nf4_roundtrip(weight) if self.roundtrip else weight
 
-@dataclass(frozen=True)
-class _Later:
-    """A weight of a base that is read when it is asked for, in fp32."""
-
-    source: _Deferring
-    name: str
-    shape: tuple[int, ...]
-    device = torch.device("cpu")
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def read(self) -> Tensor:
-        weight = self.source(self.name, self.shape)
-        return nf4_roundtrip(weight) if self.source.roundtrip else weight
+        return Unread(shape[0], read)
 
 
 @torch.no_grad()

@@ -10,10 +10,10 @@ import binascii
 import re
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
 from suri.errors import Corrupt
-from suri.model.gguf_names import SPLITS
+from suri.model.word_splits import pre_tokenizer
 from suri.reading import read_object
 
 LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n?")
@@ -48,12 +48,7 @@ def read_ranks(file: Path, folder: Path) -> Tokenizer:
     vocab = {words[word]: rank for word, rank in ranks.items()}
     merges = [(words[left], words[right]) for left, right in _merges(ranks)]
     tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLITS["llama-bpe"]), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    tokenizer.pre_tokenizer = pre_tokenizer("llama-bpe")
     tokenizer.decoder = decoders.ByteLevel()
     named = LLAMA_31 if _is_llama_31(folder) else LLAMA_3
     tokens = [AddedToken(name, normalized=False, special=True) for name in _specials(named)]

@@ -1,6 +1,7 @@
 """How a frozen weight is stored and multiplied: dense, int8 or nf4, behind one interface."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
@@ -62,18 +63,16 @@ class Watched(Dense):
         return super().product(x)
 
 
-class Unread(Protocol):
-    """A weight [out, in] that is somewhere else until it is needed."""
+@dataclass(frozen=True)
+class Unread:
+    """A weight [out, in] that is somewhere else until it is read, to the CPU; nobody keeps it."""
 
-    device: torch.device
+    rows: int
+    read: Callable[[], Tensor]
+    device = torch.device("cpu")
 
     def __len__(self) -> int:
-        """Its rows."""
-        ...
-
-    def read(self) -> Tensor:
-        """The weight, which nobody else keeps."""
-        ...
+        return self.rows
 
 
 class Deferred(nn.Module):

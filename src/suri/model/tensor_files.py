@@ -7,6 +7,7 @@ of 13 GB would seem to need them all.
 import json
 import math
 import struct
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -110,6 +111,30 @@ def safetensors_in(file: Path) -> dict[str, Stored]:
         place = 8 + length + entry["data_offsets"][0]
         found[name] = SafeTensor(file, place, tuple(entry["shape"]), DTYPES[entry["dtype"]])
     return found
+
+
+def write_safetensors(
+    file: Path,
+    entries: Sequence[tuple[str, tuple[int, ...], torch.dtype]],
+    tensors: Iterable[tuple[str, Tensor]],
+) -> None:
+    """Write tensors of these names, shapes and formats, in this order, one in memory at a time.
+
+    After the header, padded to a multiple of 8, come the bytes of the tensors.
+    """
+    codes = {dtype: code for code, dtype in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape, dtype in entries:
+        start, end = end, end + dtype.itemsize * math.prod(shape)
+        header[name] = {"dtype": codes[dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for entry, (name, tensor) in zip(entries, tensors, strict=True):
+            assert entry == (name, tuple(tensor.shape), tensor.dtype)
+            stream.write(tensor.contiguous().view(torch.uint8).numpy().data)
 
 
 def torch_tensors_in(file: Path) -> dict[str, Stored]:

@@ -16,9 +16,9 @@ from suri.model.adapter_file import base_of
 from suri.model.config import ModelConfig, read_config
 from suri.model.embedded import embedded_base
 from suri.model.gguf_base import gguf_base, gguf_file
-from suri.model.meta_names import permute, to_hf
 from suri.model.meta_shards import FIRST, joined_tensors, shard_files
 from suri.model.tensor_files import ALL, Rows, Stored, safetensors_in, torch_tensors_in
+from suri.model.tensor_names import from_meta, permute, rotary_heads
 from suri.reading import is_file, read_object, well_formed
 from suri.recipe import EMBEDDED
 
@@ -210,19 +210,18 @@ class _Turned:
 def _open_meta(folder: Path) -> Weights:
     """Meta's names and rotary order, given as HF's."""
     config = read_config(folder)
-    heads = {"q_proj.weight": config.num_heads, "k_proj.weight": config.num_kv_heads}
     files = shard_files(folder)
     found: dict[str, Stored] = {}
     for meta_name, stored in joined_tensors(files, partial(_meta_shape, config)).items():
-        name = to_hf(meta_name)
-        kind = name.rpartition("self_attn.")[2]
-        found[name] = _Turned(stored, heads[kind]) if kind in heads else stored
+        name = from_meta(meta_name)
+        heads = rotary_heads(name, config)
+        found[name] = _Turned(stored, heads) if heads else stored
     return Weights(found, files)
 
 
 def _meta_shape(config: ModelConfig, meta_name: str) -> tuple[int, ...]:
     """The shape that a tensor of Meta's has in the whole model."""
-    name = to_hf(meta_name).removesuffix(".weight")
+    name = from_meta(meta_name).removesuffix(".weight")
     if name in ("model.embed_tokens", "lm_head"):
         return config.vocab_size, config.hidden_size
     module = ".".join(name.split(".")[3:])

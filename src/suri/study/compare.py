@@ -199,7 +199,7 @@ def _summary(
     measured: dict[str, list[dict[str, Any]]],
     entries: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
-    from suri.export.certify import read_certificate
+    from suri.export.verify import read_certificate
 
     certificates = {way: read_certificate(folder) for way, folder in models.items()}
     recipe = what_it_is(settings_of(recipe_from_toml(comparison.run / "recipe.toml")))

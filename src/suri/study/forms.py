@@ -132,7 +132,7 @@ def is_merge_of(folder: Path, run: Path, dtype: str = "") -> bool:
     """Whether a certified folder was made of this run's adapter as it is now, and in this dtype."""
     if not (folder / "certificate.json").is_file():
         return False
-    from suri.export.certify import read_certificate  # torch is loaded where it is needed alone
+    from suri.export.verify import read_certificate  # torch is loaded where it is needed alone
 
     certificate = read_certificate(folder)
     if certificate["adapter"] is None:  # another format of a whole model

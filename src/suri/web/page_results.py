@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from suri.errors import SuriError, UsageError
-from suri.export.certify import read_certificate
+from suri.export.verify import read_certificate
 from suri.train.jobs import Runs
 from suri.train.runs import RunEntry, differing, read_run, readable_figure
 from suri.web.page_train import EVERY_SECONDS, METHODS, losses

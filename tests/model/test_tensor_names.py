@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from suri.errors import Corrupt
-from suri.model.meta_names import META_NAMES, permute, to_hf, to_meta, unpermute
+from suri.model.tensor_names import (
+    NAMES,
+    from_gguf,
+    from_meta,
+    permute,
+    to_gguf,
+    to_meta,
+    unpermute,
+)
 
 
 def test_rows_of_two_heads_move_as_written_by_hand():
@@ -40,19 +48,38 @@ def test_half_split_rotation_of_permuted_rows_is_the_interleaved_rotation():
     assert torch.allclose(meta[..., 1], hf_second)
 
 
-@pytest.mark.parametrize("pattern", META_NAMES)
-def test_each_name_comes_back(pattern):
-    name = pattern.format(17)
+@pytest.mark.parametrize("pattern", [hf for hf, meta, _ in NAMES if meta])
+def test_each_name_comes_back_from_meta(pattern):
+    name = f"{pattern.format(17)}.weight"
     assert to_meta(name) != name
-    assert to_hf(to_meta(name)) == name
+    assert from_meta(to_meta(name)) == name
+
+
+@pytest.mark.parametrize("pattern", [hf for hf, _, _ in NAMES])
+def test_each_name_comes_back_from_gguf(pattern):
+    for kind in ("weight", "bias"):
+        name = f"{pattern.format(17)}.{kind}"
+        assert from_gguf(to_gguf(name) or "") == name
+
+
+def test_names_that_gguf_does_not_have():
+    for strange in (
+        "model.layers.x.mlp.up_proj.weight",
+        "model.norm",
+        "model.layers.{}.mlp.up",
+        "model.layers.{}.mlp.up_proj.weight",
+    ):
+        assert to_gguf(strange) is None
+    assert from_gguf("blk.3.ffn_gate_exps.weight") is None
 
 
 def test_the_names_of_the_first_layer_are_metas():
     assert to_meta("model.layers.0.mlp.down_proj.weight") == "layers.0.feed_forward.w2.weight"
-    assert to_hf("layers.31.attention.wk.weight") == "model.layers.31.self_attn.k_proj.weight"
+    assert from_meta("layers.31.attention.wk.weight") == "model.layers.31.self_attn.k_proj.weight"
 
 
-@pytest.mark.parametrize("translate", [to_meta, to_hf])
-def test_an_unknown_name_is_named(translate):
-    with pytest.raises(Corrupt, match=r"model\.layers\.0\.self_attn\.q_norm\.weight"):
-        translate("model.layers.0.self_attn.q_norm.weight")
+@pytest.mark.parametrize("translate", [to_meta, from_meta])
+@pytest.mark.parametrize("name", ["self_attn.q_norm.weight", "self_attn.q_proj.bias"])
+def test_an_unknown_name_is_named(translate, name):
+    with pytest.raises(Corrupt, match=rf"model\.layers\.0\.{name}"):
+        translate(f"model.layers.0.{name}")
