@@ -64,7 +64,8 @@ def held_equal(plan: Plan, budget: int, held_out: int) -> dict[str, str]:
 
 def main(out: str, *recipes: str) -> int:
     """Hold every recipe against this machine; write the common budget, or say what does not fit."""
-    from suri.train.prepare import fit_here, prepare
+    from suri.train.fit import fit_here
+    from suri.train.prepare import prepare
 
     try:
         fits = [fit_here(prepare(recipe_from_toml(Path(path)))) for path in recipes]

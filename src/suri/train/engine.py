@@ -30,9 +30,6 @@ class Engine(Protocol):
     parameters: list[nn.Parameter]
     b_parameters: list[nn.Parameter]
     """Those of them that LoRA+ gives a learning rate of their own."""
-    shares_prefix: bool
-    """Whether a batch may hold the start of its prompts once."""
-
     sharded: bool
     """Whether the base is cut over all processes, which then make every pass together."""
 
@@ -72,7 +69,6 @@ class SuriEngine:
         """
         self.recipe, self.answerer, self.start = recipe, answerer, adapter
         self.sharded = shard is not None
-        self.shares_prefix = recipe.lora_dropout == 0  # copies of a token are dropped differently
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         ids = (
             torch.as_tensor(np.asarray(probe, dtype=np.int64), device=device)

@@ -29,8 +29,8 @@ from suri.train.optimizer import (
     make_optimizer,
     set_learning_rate,
 )
-from suri.train.passes import Work, as_many, attempt, cut, is_asked
-from suri.train.plan import Plan
+from suri.train.passes import Work, as_many, attempt, is_asked
+from suri.train.plan import Plan, batches_of
 from suri.train.run_folder import METRICS
 from suri.train.spikes import Spikes
 
@@ -158,7 +158,7 @@ class Run:
         """
         mine = self.ranks.share(examples)
         while True:
-            batches = cut(mine, self.recipe, self.progress.token_budget, self.engine)
+            batches = batches_of(self.recipe, mine, self.progress.token_budget)
             if self.engine.sharded:
                 batches = as_many(self.ranks, batches, self.train)
             try:

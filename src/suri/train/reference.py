@@ -25,7 +25,6 @@ class ReferenceEngine:
     itself that is a plain pair of twice the rank, [A; A0] and [B, -B0], which everybody can read.
     """
 
-    shares_prefix = False
     sharded = False
 
     def __init__(self, recipe: Recipe, base: Path, adapter: Adapter, device: str) -> None:

@@ -25,10 +25,11 @@ from suri.train.budget import ON_CPU
 from suri.train.checkpoint import Progress
 from suri.train.distributed import Ranks, joined, sharder, was_restarted
 from suri.train.engine import Answerer, Engine, SuriEngine
+from suri.train.fit import expected_time, fit_here
 from suri.train.loop import Listener, Run
 from suri.train.machine import peak_memory_bytes
 from suri.train.plan import Plan
-from suri.train.prepare import Prepared, expected_time, fit_here, prepare, start_adapter
+from suri.train.prepare import Prepared, prepare, start_adapter
 from suri.train.run_folder import (
     BASE,
     START,
