@@ -94,7 +94,8 @@ def open_model(
     Raises UsageError for no such folder, neither model nor adapter, or an adapter for another
     base; Corrupt for a file that is not what its format says.
     """
-    base, adapter_folder = find_places(model.strip(), lora_weights.strip())
+    model = model.strip()
+    base, adapter_folder = find_places(model, lora_weights.strip())
     adapter = read_adapter(adapter_folder) if adapter_folder else None
     recorded = adapter.base if adapter else {}
     warn_of_other_base(base, recorded)
@@ -163,10 +164,10 @@ def _label(base: Path, adapter_folder: Path | None, model: str, storage: str) ->
     """The model in a few words."""
     if adapter_folder:
         name = f"{adapter_folder} on {base.name}"
-    else:
-        named = {EMBEDDED: f"{EMBEDDED}: {base.name}"}
-        made = model.strip() if gguf_file(Path(model.strip()).expanduser()) else str(base)
-        name = named.get(model.strip(), made)
+    elif model == EMBEDDED:
+        name = f"{EMBEDDED}: {base.name}"
+    else:  # of a GGUF file the base is a folder that was made of it
+        name = model if gguf_file(Path(model).expanduser()) else str(base)
     return name if storage == "none" else f"{name}, {storage}"
 
 

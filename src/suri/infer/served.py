@@ -9,9 +9,8 @@ from threading import Event, Lock
 from suri.data.chat_template import ChatPrompt
 from suri.data.prompt import Prompt, find_prompt, read_prompt
 from suri.errors import UsageError
-from suri.infer.engine import DecoderEngine
+from suri.infer.engine import DecoderEngine, Generated
 from suri.infer.engines import find_places, open_model, warn_of_other_base
-from suri.infer.generate import Generated
 from suri.model.adapter import Adapter
 from suri.model.adapter_file import read_adapter
 from suri.model.decoder import Decoder

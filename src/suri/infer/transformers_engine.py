@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from suri.errors import UsageError
-from suri.infer.generate import Generated
-from suri.model.vector_math import settle
+from suri.infer.engine import Generated
 from suri.recipe import Decoding
+from suri.train.reference import load_transformers
 
 NOTHING = -1
 """No token's id: where nothing ends a text, and what ends a stream."""
@@ -30,8 +30,18 @@ class TransformersEngine:
             raise UsageError(
                 f"transformers does not read {base}", do="use Suri's own engine for it"
             )
-        settle()
-        self.model = _load(base, adapter, quantize, dtype, device)
+        if quantize not in ("none", "nf4"):
+            raise UsageError(f"the engine transformers is not offered with a base in {quantize}")
+        own = {"local_files_only": True, "use_safetensors": True}
+        model = load_transformers(base, quantize, dtype, device, **own)
+        from transformers import GenerationConfig
+
+        model.generation_config = GenerationConfig()
+        if adapter is not None:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, adapter)
+        self.model = model.eval()
 
     @property
     def device(self) -> str:
@@ -54,12 +64,7 @@ class TransformersEngine:
         return [_until_end(row[longest:].tolist(), eos_id) for row in found]
 
     def stream(
-        self,
-        prompt: Sequence[int],
-        eos_id: int,
-        decoding: Decoding,
-        *,
-        stop: Event | None = None,
+        self, prompt: Sequence[int], eos_id: int, decoding: Decoding, *, stop: Event | None = None
     ) -> Iterator[int]:
         """As in Engine."""
         if decoding.num_beams > 1:
@@ -165,33 +170,3 @@ def _until_end(ids: list[int], eos_id: int) -> Generated:
     if eos_id in ids:
         return Generated(ids[: ids.index(eos_id)], stopped=True)
     return Generated(ids, stopped=False)
-
-
-def _load(base: Path, adapter: Path | None, quantize: str, dtype: torch.dtype, device: str) -> Any:
-    try:
-        import transformers
-        from peft import PeftModel
-    except ImportError as problem:
-        raise UsageError(
-            f"the engine transformers needs the package {problem.name}",
-            do="pip install 'suri[reference]'",
-        ) from None
-    storage = None
-    if quantize == "nf4":
-        storage = transformers.BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
-    elif quantize != "none":
-        raise UsageError(f"the engine transformers is not offered with a base in {quantize}")
-    transformers.utils.logging.disable_progress_bar()
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        base, dtype=dtype, quantization_config=storage, device_map={"": device},
-        local_files_only=True, use_safetensors=True,
-    )  # fmt: skip
-    model.generation_config = transformers.GenerationConfig()
-    if adapter is not None:
-        model = PeftModel.from_pretrained(model, adapter)
-    return model.eval()

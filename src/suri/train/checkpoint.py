@@ -19,7 +19,7 @@ KEPT = 2
 """Complete checkpoints that stay; the older ones are removed after a newer one is complete."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Progress:
     """Where a run stands: optimizer steps done, seconds since the start and in steps, best loss."""
 
@@ -82,10 +82,10 @@ def load_checkpoint(
     # Whole, it may still be another version's, or of other settings.
     with well_formed(folder / "state.json"):
         progress, steps = Progress(**state["progress"]), float(state["adam_steps"])
-    if steps and not _belong(moments, optimizer):
-        raise Corrupt(f"{folder}: the optimizer's state is of another adapter")
-    restored = optimizer.state_dict()
     if steps:
+        if not _belong(moments, optimizer):
+            raise Corrupt(f"{folder}: the optimizer's state is of another adapter")
+        restored = optimizer.state_dict()
         restored["state"] = {
             number: {
                 "step": torch.tensor(steps),

@@ -97,7 +97,7 @@ class SuriEngine:
             dropout = Dropout(
                 self.recipe.lora_dropout, self.recipe.seed, step, batch.rows, batch.lengths
             )
-        return summed_loss(self.decoder, batch, dropout)[0]
+        return summed_loss(self.decoder, batch, dropout)
 
     def adapter(self) -> Adapter:
         """As in Engine."""

@@ -6,16 +6,12 @@ import sys
 import uuid
 from pathlib import Path
 
-from suri.errors import SuriError, UsageError
+from suri.errors import Lost, UsageError
 from suri.recipe import Recipe
 from suri.train.run_folder import can_go_on
 
 SECONDS_TO_SAVE = "600"
 """How long processes that were asked to stop may take before they are killed."""
-
-
-class Ended(SuriError):
-    """A process of the run ended without a message of its own."""
 
 
 def launch(recipe: Recipe, words: list[str], folder: Path) -> None:
@@ -48,7 +44,7 @@ def launch(recipe: Recipe, words: list[str], folder: Path) -> None:
         if failure.exitcode > 0:
             sys.exit(failure.exitcode)
         name = signal.Signals(-failure.exitcode).name
-        ended = Ended(
+        ended = Lost(
             f"process {rank} of {recipe.gpus} was ended by {name}; the others were stopped",
             do=f"suri train --resume --output_dir {folder}" if can_go_on(folder) else "",
         )

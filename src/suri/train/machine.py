@@ -89,13 +89,8 @@ def free_memory_bytes(device: str) -> int | None:
     if not facts.is_file():
         return None
     found = re.search(r"MemAvailable:\s+(\d+) kB", facts.read_text(encoding="ascii"))
-    available = int(found[1]) * 1024 if found else None
-    limits = [
-        limit - used
-        for limit, used in (_container(*names) for names in CONTAINER_FILES)
-        if limit is not None and used is not None
-    ]
-    return min([*limits, *([] if available is None else [available])], default=None)
+    left = [int(found[1]) * 1024 if found else None, *(_container(*f) for f in CONTAINER_FILES)]
+    return min((count for count in left if count is not None), default=None)
 
 
 CONTAINER = Path("/sys/fs/cgroup")
@@ -106,12 +101,10 @@ CONTAINER_FILES = (
 """Limit and use of a container, in that folder: version 2 and version 1."""
 
 
-def _container(*names: str) -> tuple[int | None, int | None]:
-    values = []
-    for name in names:
-        try:
-            text = (CONTAINER / name).read_text(encoding="ascii").strip()
-        except OSError:
-            return None, None
-        values.append(int(text) if text.isdigit() else None)
-    return values[0], values[1]
+def _container(limit: str, used: str) -> int | None:
+    """What a container has left by these two files; None where it has no limit."""
+    try:
+        texts = [(CONTAINER / name).read_text(encoding="ascii").strip() for name in (limit, used)]
+    except OSError:
+        return None
+    return int(texts[0]) - int(texts[1]) if all(text.isdigit() for text in texts) else None

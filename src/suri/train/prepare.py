@@ -17,7 +17,7 @@ from suri.model.load import choose_device
 from suri.model.tokenizer import Tokenizer, read_tokenizer
 from suri.model.weights import base_identity, find_base
 from suri.recipe import Recipe
-from suri.train.run_folder import START
+from suri.train.run_folder import START, goes_on
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,7 @@ def start_adapter(recipe: Recipe, made: Prepared) -> Adapter:
     if not recipe.start_from.strip():
         return fresh
     kept = Path(recipe.output_dir.strip()) / START  # a run that goes on needs no other folder
-    goes_on = recipe.resume or recipe.resume_from_checkpoint
-    place = kept if goes_on and kept.is_dir() else Path(recipe.start_from.strip())
+    place = kept if goes_on(recipe) and kept.is_dir() else Path(recipe.start_from.strip())
     given = read_adapter(place)
     _check_alike(given, fresh, place)
     return replace(fresh, tensors=given.tensors)
@@ -120,6 +119,6 @@ def _each(adapter: Adapter, of: Callable[[str], float]) -> str:
 def _prompt(recipe: Recipe, tokenizer: Tokenizer) -> Prompt:
     """The prompt of the recipe; a run that goes on keeps its own, whose file may have changed."""
     folder = Path(recipe.output_dir.strip())
-    if (recipe.resume or recipe.resume_from_checkpoint) and (folder / PROMPT_FILE).is_file():
+    if goes_on(recipe) and (folder / PROMPT_FILE).is_file():
         return read_prompt(folder)
     return find_prompt(recipe.prompt_template_name, tokenizer)

@@ -29,7 +29,6 @@ class ReferenceEngine:
 
     def __init__(self, recipe: Recipe, base: Path, adapter: Adapter, device: str) -> None:
         self.start = adapter
-        settle()
         self.device = torch.device(device)
         self.model = _peft_model(recipe, base, adapter, device)
         self.weights: dict[str, nn.Parameter] = {
@@ -132,34 +131,47 @@ def _key(module: str, part: str) -> str:
     return f"base_model.model.{module}.lora_{part}.default.weight"
 
 
-def _peft_model(recipe: Recipe, base: Path, adapter: Adapter, device: str) -> Any:
+def load_transformers(
+    base: Path, quantize: str, dtype: torch.dtype, device: str, **more: Any
+) -> Any:
+    """A causal model of transformers, stored as `quantize` says: none, or nf4 by bitsandbytes.
+
+    `more` goes to `from_pretrained`. Raises UsageError where transformers or peft is missing.
+    """
     try:
-        from peft import LoraConfig, get_peft_model
+        import peft  # noqa: F401
         from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+        from transformers.utils import logging
     except ImportError as problem:
         raise UsageError(
-            f"--engine reference needs the package {problem.name}",
-            do="pip install transformers peft",
+            f"running a model by transformers needs the package {problem.name}",
+            do="pip install 'suri[reference]'",
         ) from None
-    quantization = None
-    if recipe.quantize == "nf4":
-        # On a CPU bitsandbytes packs the weights anew, and peft takes no row's length of those.
-        if recipe.lora_variant == "dora" and device == "cpu":
-            raise UsageError(
-                "DoRA on a base in nf4 needs a GPU", do="--quantize none, with --overwrite"
-            )
-        quantization = BitsAndBytesConfig(
+    storage = None
+    if quantize == "nf4":
+        storage = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.float32 if device == "cpu" else torch.bfloat16,
+            bnb_4bit_compute_dtype=dtype,
         )
-    model = AutoModelForCausalLM.from_pretrained(
-        base,
-        dtype=torch.float32 if device == "cpu" else torch.bfloat16,
-        quantization_config=quantization,
-        device_map={"": device},
+    settle()
+    logging.disable_progress_bar()
+    return AutoModelForCausalLM.from_pretrained(
+        base, dtype=dtype, quantization_config=storage, device_map={"": device}, **more
     )
+
+
+def _peft_model(recipe: Recipe, base: Path, adapter: Adapter, device: str) -> Any:
+    # On a CPU bitsandbytes packs the weights anew, and peft takes no row's length of those.
+    if recipe.quantize == "nf4" and recipe.lora_variant == "dora" and device == "cpu":
+        raise UsageError(
+            "DoRA on a base in nf4 needs a GPU", do="--quantize none, with --overwrite"
+        )
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    model = load_transformers(base, recipe.quantize, dtype, device)
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.r,

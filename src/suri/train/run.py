@@ -35,9 +35,11 @@ from suri.train.run_folder import (
     START,
     after_restart,
     finish_run,
+    goes_on,
     open_run,
     recorded_recipe,
     refuse_other_inputs,
+    run_folder_of,
 )
 from suri.train.trackers import reporting
 
@@ -71,20 +73,12 @@ def _nobody(event: str, numbers: dict[str, Any]) -> None:
 
 def _going_on(recipe: Recipe) -> Recipe:
     """The recipe, or where a run goes on the one that it was started with."""
+    folder = run_folder_of(recipe)
     if was_restarted():
-        recipe = after_restart(recipe, run_folder_of(recipe))
-    if recipe.resume or recipe.resume_from_checkpoint:
-        recipe = recorded_recipe(run_folder_of(recipe), recipe)
-        recipe = replace(recipe, output_dir=str(run_folder_of(recipe)))
+        recipe = after_restart(recipe, folder)
+    if goes_on(recipe):
+        recipe = replace(recorded_recipe(folder, recipe), output_dir=str(folder))
     return recipe
-
-
-def run_folder_of(recipe: Recipe) -> Path:
-    """The folder of a run: output_dir, or the one around the checkpoint that a resume names."""
-    named = Path(recipe.resume_from_checkpoint.strip())
-    if not recipe.resume_from_checkpoint:
-        return Path(recipe.output_dir.strip())
-    return named.parent.parent if named.parent.name == "checkpoints" else named
 
 
 def _train(recipe: Recipe, listen: Listener, answerer: Answerer, ranks: Ranks) -> dict[str, Any]:
@@ -170,24 +164,18 @@ def _engine(
 def _open(recipe: Recipe, made: Prepared, adapter: Adapter, adapter_bytes: int) -> Path:
     """The run folder, with everything in it that is there before the first step."""
     folder = open_run(recipe, adapter_bytes)
-    goes_on = recipe.resume or bool(recipe.resume_from_checkpoint)
-    _write_inputs(folder, made, adapter, goes_on=goes_on)
-    return folder
-
-
-def _write_inputs(folder: Path, made: Prepared, adapter: Adapter, *, goes_on: bool) -> None:
-    """What describes the run's input, written before the first step."""
     left_out = [row + 1 for row in made.encoded.left_out]
     facts = made.rows.facts | {"encoded": made.encoded.counts, "left_out_rows": left_out}
-    if goes_on:
+    if goes_on(recipe):
         refuse_other_inputs(folder, facts, adapter.base)
-    elif made.recipe.start_from.strip():
+    elif recipe.start_from.strip():
         write_adapter(folder / START, adapter)
     write_json(folder / "data.json", facts)
     write_json(folder / BASE, adapter.base)
     write_records(folder / "held_out.jsonl", made.rows.held_out)
     made.prompt.save(folder)
     made.tokenizer.save(folder)
+    return folder
 
 
 def _notes(recipe: Recipe, made: Prepared) -> list[str]:
