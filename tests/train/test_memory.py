@@ -149,9 +149,9 @@ def test_timing_two_layers_leaves_the_model_as_it_was(
     from suri.model.load import load_decoder
 
     decoder = load_decoder(tiny)
-    prepare.start_adapter(planned.recipe, made).attach(decoder, trainable=True)
+    prepare.start_adapter(planned.made).attach(decoder, trainable=True)
     before = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
-    assert "seconds" in fit.expected_time(planned.recipe, made, decoder)
+    assert "seconds" in fit.expected_time(planned.made, decoder)
     assert len(decoder.layers) == made.config.num_layers == 3
     assert all(parameter.grad is None for parameter in decoder.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in decoder.state_dict().items())

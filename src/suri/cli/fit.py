@@ -90,9 +90,9 @@ def _of_run(console: Console, recipe: Recipe, memory: int | None) -> None:
     made = prepare(recipe, _device(recipe, memory))
     found = fit_here(made, memory)
     _show(console, found.estimate, found.memory)
-    console.print(f"micro-batches of up to {found.recipe.token_budget} tokens")
+    console.print(f"micro-batches of up to {found.made.recipe.token_budget} tokens")
     if memory is None:
-        console.print(time_here(found.recipe, made))
+        console.print(time_here(found.made))
 
 
 def _show(console: Console, found: Estimate, memory: Memory) -> None:

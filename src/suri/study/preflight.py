@@ -72,8 +72,8 @@ def main(out: str, *recipes: str) -> int:
     except SuriError as problem:
         print("\n".join(problem.lines()), file=sys.stderr)
         return problem.exit_code
-    budget = min(fit.recipe.token_budget for fit in fits)
-    memory = {fit.recipe.quantize: fit.estimate.total for fit in fits}
+    budget = min(fit.made.recipe.token_budget for fit in fits)
+    memory = {fit.made.recipe.quantize: fit.estimate.total for fit in fits}
     write_json(Path(out), {"token_budget": budget, "memory": memory})
     return 0
 

@@ -13,7 +13,6 @@ from suri.errors import DoesNotFit
 from suri.files import readable_bytes, readable_seconds
 from suri.model.decoder import Decoder
 from suri.model.load import load_decoder
-from suri.recipe import Recipe
 from suri.train.budget import (
     BUDGETS,
     Estimate,
@@ -25,7 +24,7 @@ from suri.train.budget import (
 from suri.train.distributed import ALONE, Ranks
 from suri.train.loss import head_loss, hidden_states, learned_rows
 from suri.train.machine import free_memory_bytes, held_memory_bytes
-from suri.train.plan import Plan, batches_of
+from suri.train.plan import batches_of
 from suri.train.prepare import Prepared, start_adapter
 
 LOOKED_AT = 64
@@ -34,9 +33,9 @@ LOOKED_AT = 64
 
 @dataclass(frozen=True)
 class Fit:
-    """A recipe whose token budget is settled, and the memory that it will take."""
+    """A run whose token budget is settled, and the memory that it will take."""
 
-    recipe: Recipe
+    made: Prepared
     estimate: Estimate
     memory: Memory
 
@@ -49,7 +48,7 @@ class Fit:
         free = "" if known is None else f" of {readable_bytes(known)} free"
         return (
             f"memory: {readable_bytes(self.estimate.total)} expected{free} ({parts}); "
-            f"micro-batches of up to {self.recipe.token_budget} tokens"
+            f"micro-batches of up to {self.made.recipe.token_budget} tokens"
         )
 
 
@@ -74,7 +73,7 @@ def fit_here(made: Prepared, memory: int | None = None, ranks: Ranks = ALONE) ->
     try:
         return fit(made, whole)
     except DoesNotFit:
-        return fit(replace(made, recipe=replace(made.recipe, shard_base=True)), shares)
+        return fit(made.with_settings(shard_base=True), shares)
 
 
 def fit(made: Prepared, memory: Memory) -> Fit:
@@ -82,42 +81,39 @@ def fit(made: Prepared, memory: Memory) -> Fit:
 
     Raises DoesNotFit with what would fit.
     """
-    recipe = made.recipe
-    if recipe.token_budget == 0:
-        budget = fitting_budget(made.config, recipe, memory)
-        recipe = replace(recipe, token_budget=budget or BUDGETS[-1])
-    found = estimate(made.config, recipe, largest_stream(recipe, made), memory)
-    refuse_what_does_not_fit(found, made.config, recipe, memory)
-    return Fit(recipe, found, memory)
+    if made.recipe.token_budget == 0:
+        budget = fitting_budget(made.config, made.recipe, memory)
+        made = made.with_settings(token_budget=budget or BUDGETS[-1])
+    found = estimate(made.config, made.recipe, largest_stream(made), memory)
+    refuse_what_does_not_fit(found, made.config, made.recipe, memory)
+    return Fit(made, found, memory)
 
 
-def largest_stream(recipe: Recipe, made: Prepared) -> int:
+def largest_stream(made: Prepared) -> int:
     """Tokens of the largest micro-batch: of the first steps', the held-out rows' or the longest."""
-    train, held_out = made.encoded.examples, made.held_out.examples
-    plan = Plan(recipe, train.lengths)
-    batches = batches_of(recipe, held_out) if held_out else []
+    train, held_out, plan = made.encoded.examples, made.held_out.examples, made.plan
+    batches = batches_of(made.recipe, held_out) if held_out else []
     for step in range(1, min(plan.steps, LOOKED_AT) + 1):
-        batches += batches_of(recipe, [train[i] for i in plan.examples(step)])
+        batches += batches_of(made.recipe, [train[i] for i in plan.examples(step)])
     return max([int(max(train.lengths)), *(len(batch.ids) for batch in batches)])
 
 
-def time_here(recipe: Recipe, made: Prepared) -> str:
+def time_here(made: Prepared) -> str:
     """As `expected_time`, with two layers of the base read for it."""
     dtype = torch.float32 if made.device == "cpu" else torch.bfloat16
     decoder = load_decoder(
-        made.base, quantize=recipe.quantize, dtype=dtype, device=made.device, only_layers=2
+        made.base, quantize=made.recipe.quantize, dtype=dtype, device=made.device, only_layers=2
     )
     config = replace(made.config, num_layers=decoder.config.num_layers)
-    start_adapter(recipe, replace(made, config=config)).attach(decoder, trainable=True)
-    return expected_time(recipe, made, decoder)
+    start_adapter(replace(made, config=config)).attach(decoder, trainable=True)
+    return expected_time(made, decoder)
 
 
-def expected_time(recipe: Recipe, made: Prepared, decoder: Decoder, processes: int = 1) -> str:
+def expected_time(made: Prepared, decoder: Decoder, processes: int = 1) -> str:
     """A sentence on how long the run's steps take, from timing two layers on its first rows."""
-    examples = made.encoded.examples
-    plan = Plan(recipe, examples.lengths)
-    batch = batches_of(recipe, [examples[i] for i in plan.examples(1)])[0]
-    rows = plan.steps * min(recipe.batch_size, plan.count)
+    examples, plan = made.encoded.examples, made.plan
+    batch = batches_of(made.recipe, [examples[i] for i in plan.examples(1)])[0]
+    rows = plan.steps * min(made.recipe.batch_size, plan.count)
     tokens = round(rows * float(np.mean(examples.lengths)))
     seconds = _seconds(decoder, made.config.num_layers, batch) * tokens / batch.tokens / processes
     return f"time: about {readable_seconds(seconds)} of training for {tokens:,} tokens"

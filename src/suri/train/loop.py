@@ -12,12 +12,11 @@ from typing import Any, NoReturn
 import torch
 
 from suri.data.batch import Batch, learned_in
-from suri.data.examples import Example, Examples
+from suri.data.examples import Example
 from suri.errors import Diverged, DoesNotFit, Preempted, SuriError
 from suri.files import append_json_line
 from suri.model.adapter import Adapter
 from suri.model.adapter_file import write_adapter
-from suri.recipe import Recipe
 from suri.train.checkpoint import Progress, find_checkpoint, load_checkpoint, save_checkpoint
 from suri.train.distributed import ALONE, Ranks, is_rank
 from suri.train.engine import Engine
@@ -30,7 +29,8 @@ from suri.train.optimizer import (
     set_learning_rate,
 )
 from suri.train.passes import Work, as_many, attempt, is_asked
-from suri.train.plan import Plan, batches_of
+from suri.train.plan import batches_of
+from suri.train.prepare import Prepared
 from suri.train.run_folder import METRICS, forget_after, goes_on
 from suri.train.spikes import Spikes
 
@@ -46,18 +46,16 @@ Listener = Callable[[str, dict[str, Any]], None]
 class Run:
     """One training in progress."""
 
-    recipe: Recipe
-    device: str
+    made: Prepared
     folder: Path
     engine: Engine
-    train: Examples
-    held_out: Examples
     sample: Callable[[], list[dict[str, str]]]
     listen: Listener
     ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
-        self.plan = Plan(self.recipe, self.train.lengths)
+        self.recipe, self.plan = self.made.recipe, self.made.plan
+        self.train, self.held_out = self.made.encoded.examples, self.made.held_out.examples
         self.optimizer = make_optimizer(
             self.recipe, self.engine.parameters, self.engine.b_parameters
         )
@@ -129,7 +127,7 @@ class Run:
             "train/grad_norm": norm,
             "train/learned_tokens": learned,
             "train/tokens_per_second": tokens / (now - started),
-            "memory/peak_bytes": peak_memory_bytes(self.device),
+            "memory/peak_bytes": peak_memory_bytes(self.made.device),
         }
 
     def _add_up_gradients(
@@ -173,7 +171,7 @@ class Run:
         """Smaller micro-batches from now on."""
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.token_budget = budget
-        if self.device != "cpu":
+        if self.made.device != "cpu":
             torch.cuda.empty_cache()
         text = f"memory ran out: micro-batches of up to {budget} tokens from now on"
         self._note(f"{text}, the same rows in every step")

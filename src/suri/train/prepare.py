@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from suri.data.cache import encode_table
 from suri.data.encode import Rules, encode_records
@@ -17,6 +18,7 @@ from suri.model.load import choose_device
 from suri.model.tokenizer import Tokenizer, read_tokenizer
 from suri.model.weights import base_identity, find_base
 from suri.recipe import Recipe
+from suri.train.plan import Plan
 from suri.train.run_folder import START, goes_on
 
 
@@ -33,6 +35,15 @@ class Prepared:
     rows: Rows
     encoded: Encoded
     held_out: Encoded
+
+    @property
+    def plan(self) -> Plan:
+        """Which rows each step learns."""
+        return Plan(self.recipe, self.encoded.examples.lengths)
+
+    def with_settings(self, **settings: Any) -> "Prepared":
+        """The same with other settings, for which nothing need be prepared anew."""
+        return replace(self, recipe=replace(self.recipe, **settings))
 
 
 def prepare(recipe: Recipe, device: str = "") -> Prepared:
@@ -69,8 +80,9 @@ def prepare(recipe: Recipe, device: str = "") -> Prepared:
     return Prepared(recipe, device, base, config, tokenizer, prompt, rows, encoded, held_out)
 
 
-def start_adapter(recipe: Recipe, made: Prepared) -> Adapter:
+def start_adapter(made: Prepared) -> Adapter:
     """The adapter before its first step: a new one, which changes nothing, or start_from's."""
+    recipe = made.recipe
     fresh = initial_adapter(
         made.config,
         r=recipe.lora_r,
