@@ -249,7 +249,7 @@ class Run:
             for text in passed_over:
                 self._note(text)
             progress, adapter = load_checkpoint(checkpoint, self.engine.parameters, self.optimizer)
-            forget_after(self.folder, progress.step)
+            forget_after(self.folder / METRICS, progress.step)
             return progress, adapter, self.optimizer.state_dict()
 
         self.progress, adapter, moments = self.ranks.from_first(read)

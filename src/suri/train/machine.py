@@ -48,7 +48,7 @@ def peak_memory_bytes(device: str) -> int:
     if device != "cpu":
         return torch.cuda.max_memory_allocated()
     # Not getrusage: its figure is at least that of the process that started this one.
-    if highest := _status_bytes("VmHWM"):
+    if highest := _kernel_bytes("self/status", "VmHWM"):
         return highest
     try:
         import resource
@@ -58,12 +58,12 @@ def peak_memory_bytes(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
-def _status_bytes(name: str) -> int:
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return 0
-    found = re.search(rf"{name}:\s+(\d+) kB", status.read_text(encoding="utf-8"))
-    return int(found[1]) * 1024 if found else 0
+def _kernel_bytes(file: str, name: str) -> int | None:
+    """What a file in /proc says under a name; None where there is none."""
+    place = Path("/proc") / file
+    text = place.read_text(encoding="utf-8", errors="replace") if place.is_file() else ""
+    found = re.search(rf"{name}:\s+(\d+) kB", text)
+    return int(found[1]) * 1024 if found else None
 
 
 def ran_out_of_memory(problem: BaseException) -> bool:
@@ -75,7 +75,7 @@ def ran_out_of_memory(problem: BaseException) -> bool:
 
 def held_memory_bytes() -> int:
     """What this process holds of the machine's memory now; 0 where that cannot be told."""
-    return _status_bytes("VmRSS")
+    return _kernel_bytes("self/status", "VmRSS") or 0
 
 
 def free_memory_bytes(device: str) -> int | None:
@@ -85,11 +85,7 @@ def free_memory_bytes(device: str) -> int | None:
     """
     if device != "cpu":
         return int(torch.cuda.mem_get_info()[0])
-    facts = Path("/proc/meminfo")
-    if not facts.is_file():
-        return None
-    found = re.search(r"MemAvailable:\s+(\d+) kB", facts.read_text(encoding="ascii"))
-    left = [int(found[1]) * 1024 if found else None, *(_container(*f) for f in CONTAINER_FILES)]
+    left = [_kernel_bytes("meminfo", "MemAvailable"), *(_container(*f) for f in CONTAINER_FILES)]
     return min((count for count in left if count is not None), default=None)
 
 

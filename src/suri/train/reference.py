@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from suri.data.batch import Batch
 from suri.errors import UsageError
@@ -113,17 +114,11 @@ class ReferenceEngine:
 
 def padded(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """A packed batch as rows: ids, attention mask and targets, each int64 [rows, longest]."""
-    shape = (len(batch.lengths), max(batch.lengths))
-    ids = torch.zeros(shape, dtype=torch.int64)
-    mask = torch.zeros(shape, dtype=torch.int64)
-    targets = torch.full(shape, -100, dtype=torch.int64)
-    start = 0
-    for row, length in enumerate(batch.lengths):
-        part = slice(start, start + length)
-        ids[row, :length] = torch.from_numpy(batch.ids[part])
-        targets[row, :length] = torch.from_numpy(batch.targets[part])
-        mask[row, :length] = 1
-        start += length
+    lengths = list(batch.lengths)
+    ids, targets = torch.from_numpy(batch.ids), torch.from_numpy(batch.targets)
+    mask = pad_sequence(torch.ones_like(ids).split(lengths), batch_first=True)
+    ids = pad_sequence(ids.split(lengths), batch_first=True)
+    targets = pad_sequence(targets.split(lengths), batch_first=True, padding_value=-100)
     return ids, mask, targets
 
 

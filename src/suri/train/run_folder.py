@@ -156,9 +156,8 @@ def refuse_other_inputs(folder: Path, data: dict[str, Any], base: dict[str, Any]
         )
 
 
-def forget_after(folder: Path, step: int) -> None:
+def forget_after(metrics: Path, step: int) -> None:
     """Drop figures of steps that will be done again, so that each step stands there once."""
-    metrics = folder / METRICS
     lines = read_json_lines(metrics)
     with well_formed(metrics):
         kept = [json.dumps(line, ensure_ascii=False) for line in lines if line["step"] <= step]
