@@ -99,8 +99,7 @@ def open_model(
     adapter = read_adapter(adapter_folder) if adapter_folder else None
     recorded = adapter.base if adapter else {}
     warn_of_other_base(base, recorded)
-    trained_on = quantize or recorded.get("quantize") or "none"
-    storage = "int8-weight" if load_8bit else IN_USE[trained_on]
+    storage = storage_of(quantize or recorded.get("quantize"), load_8bit)
     place = choose_device(device)
     if dtype == "auto":
         dtype = "float32" if place == "cpu" else "bfloat16"
@@ -124,6 +123,11 @@ def open_model(
         prompt=read_prompt(adapter_folder or base),
         label=_label(base, adapter_folder, model, storage) + f", {place}",
     )
+
+
+def storage_of(trained_on: str | None, load_8bit: bool = False) -> str:
+    """How a base is stored that answers with an adapter which was trained on it so stored."""
+    return "int8-weight" if load_8bit else IN_USE[trained_on or "none"]
 
 
 def find_places(model: str, lora_weights: str) -> tuple[Path, Path | None]:

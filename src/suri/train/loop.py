@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -62,9 +61,6 @@ class Run:
         self.progress = Progress()
         self.spikes = Spikes()
         self.began = time.perf_counter()
-        self.record: Callable[[dict[str, Any]], None] = lambda _: None
-        if self.ranks.first:
-            self.record = partial(append_json_line, self.folder / METRICS)
 
     def train_all(self) -> Progress:
         """Run every step that is left; returns where the run stands at its end."""
@@ -79,7 +75,7 @@ class Run:
                 metrics = self._step(step, stop)
                 if metrics is None:
                     continue
-                self.record(metrics)
+                self._record(metrics)
                 if "train/loss" in metrics:
                     self.listen("step", metrics)
                 self._evaluate_if_due(stop)
@@ -224,8 +220,12 @@ class Run:
             # Layers of a base that is cut are whole only where all processes meet in them.
             "eval/samples": self.sample() if self.ranks.first or self.engine.sharded else [],
         }
-        self.record(metrics)
+        self._record(metrics)
         self.listen("evaluation", metrics)
+
+    def _record(self, metrics: dict[str, Any]) -> None:
+        if self.ranks.first:
+            append_json_line(self.folder / METRICS, metrics)
 
     def _note(self, text: str) -> None:
         self.listen("note", {"text": text})
