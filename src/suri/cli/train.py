@@ -68,7 +68,7 @@ def _train(recipe: Recipe, words: list[str]) -> None:
     if recipe.gpus > 1 and not is_rank():
         from suri.train.launch import launch
 
-        launch(recipe, words, run_folder_of(recipe))
+        launch(recipe, words)
         return
 
     def answer(decoder: Any, prompts: list[Any], eos_id: int, tokens: int) -> list[list[int]]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from suri.errors import Corrupt, SuriError, UsageError
 from suri.files import fault, publishing, write_bytes, write_json
@@ -70,9 +69,7 @@ def save_checkpoint(
     return folder
 
 
-def load_checkpoint(
-    folder: Path, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer
-) -> tuple[Progress, Adapter]:
+def load_checkpoint(folder: Path, optimizer: torch.optim.Optimizer) -> tuple[Progress, Adapter]:
     """Check a checkpoint against its manifest and restore the optimizer from it."""
     from safetensors.torch import load_file
 
@@ -92,7 +89,7 @@ def load_checkpoint(
                 "exp_avg": moments[f"{number}.exp_avg"],
                 "exp_avg_sq": moments[f"{number}.exp_avg_sq"],
             }
-            for number in range(len(parameters))
+            for number in range(len(moments) // 2)
         }
         optimizer.load_state_dict(restored)
     return progress, read_adapter(folder, dora=True)

@@ -248,7 +248,7 @@ class Run:
             checkpoint, passed_over = find_checkpoint(place)
             for text in passed_over:
                 self._note(text)
-            progress, adapter = load_checkpoint(checkpoint, self.engine.parameters, self.optimizer)
+            progress, adapter = load_checkpoint(checkpoint, self.optimizer)
             forget_after(self.folder / METRICS, progress.step)
             return progress, adapter, self.optimizer.state_dict()
 
