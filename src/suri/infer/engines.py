@@ -24,6 +24,7 @@ from suri.model.storage import IN_USE
 from suri.model.tokenizer import Tokenizer, read_tokenizer, tokenizer_file
 from suri.model.weights import base_identity, find_base, recorded_base
 from suri.recipe import EMBEDDED, Decoding
+from suri.train.machine import dtype_on
 
 log = logging.getLogger(__name__)
 
@@ -101,21 +102,18 @@ def open_model(
     warn_of_other_base(base, recorded)
     storage = storage_of(quantize or recorded.get("quantize"), load_8bit)
     place = choose_device(device)
-    if dtype == "auto":
-        dtype = "float32" if place == "cpu" else "bfloat16"
+    kind = dtype_on(place) if dtype == "auto" else getattr(torch, dtype)
     if adapter:
         adapter.check_fits(read_config(base))  # before gigabytes are read
     runs: Engine
     if engine == "transformers":
         from suri.infer.transformers_engine import TransformersEngine
 
-        runs = TransformersEngine(base, adapter_folder, storage, getattr(torch, dtype), place)
+        runs = TransformersEngine(base, adapter_folder, storage, kind, place)
     else:
         compile_few_rows()
         runs = DecoderEngine(
-            load_decoder(
-                base, quantize=storage, dtype=getattr(torch, dtype), device=place, adapter=adapter
-            )
+            load_decoder(base, quantize=storage, dtype=kind, device=place, adapter=adapter)
         )
     return Model(
         engine=runs,

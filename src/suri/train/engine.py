@@ -18,6 +18,7 @@ from suri.model.linear import Dropout
 from suri.model.load import load_decoder
 from suri.recipe import Recipe
 from suri.train.loss import summed_loss
+from suri.train.machine import dtype_on
 
 Ids = Sequence[int] | np.ndarray[tuple[int], np.dtype[np.int32]]
 Answerer = Callable[[Decoder, list[Ids], int, int], list[list[int]]]
@@ -69,7 +70,6 @@ class SuriEngine:
         """
         self.recipe, self.answerer, self.start = recipe, answerer, adapter
         self.sharded = shard is not None
-        dtype = torch.float32 if device == "cpu" else torch.bfloat16
         ids = (
             torch.as_tensor(np.asarray(probe, dtype=np.int64), device=device)
             if len(probe)
@@ -80,7 +80,7 @@ class SuriEngine:
             self.decoder = load_decoder(
                 base,
                 quantize=recipe.quantize,
-                dtype=dtype,
+                dtype=dtype_on(device),
                 device=device,
                 probe=ids,
                 each_layer=shard,

@@ -23,7 +23,7 @@ from suri.train.budget import (
 )
 from suri.train.distributed import ALONE, Ranks
 from suri.train.loss import head_loss, hidden_states, learned_rows
-from suri.train.machine import free_memory_bytes, held_memory_bytes
+from suri.train.machine import dtype_on, free_memory_bytes, held_memory_bytes
 from suri.train.plan import batches_of
 from suri.train.prepare import Prepared, start_adapter
 
@@ -100,9 +100,12 @@ def largest_stream(made: Prepared) -> int:
 
 def time_here(made: Prepared) -> str:
     """As `expected_time`, with two layers of the base read for it."""
-    dtype = torch.float32 if made.device == "cpu" else torch.bfloat16
     decoder = load_decoder(
-        made.base, quantize=made.recipe.quantize, dtype=dtype, device=made.device, only_layers=2
+        made.base,
+        quantize=made.recipe.quantize,
+        dtype=dtype_on(made.device),
+        device=made.device,
+        only_layers=2,
     )
     config = replace(made.config, num_layers=decoder.config.num_layers)
     start_adapter(replace(made, config=config)).attach(decoder, trainable=True)

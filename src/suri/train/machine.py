@@ -43,6 +43,11 @@ def _processor() -> str:
     return platform.processor() or "unknown"
 
 
+def dtype_on(device: str) -> torch.dtype:
+    """What models are computed in there: fp32 on a CPU, bf16 on a GPU."""
+    return torch.float32 if device == "cpu" else torch.bfloat16
+
+
 def peak_memory_bytes(device: str) -> int:
     """The most memory this process held: of the GPU where one trains, else resident."""
     if device != "cpu":

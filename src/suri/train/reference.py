@@ -16,6 +16,7 @@ from suri.model.adapter import Adapter
 from suri.model.vector_math import settle
 from suri.recipe import Recipe
 from suri.train.engine import Ids
+from suri.train.machine import dtype_on
 
 
 class ReferenceEngine:
@@ -163,8 +164,7 @@ def _peft_model(recipe: Recipe, base: Path, adapter: Adapter, device: str) -> An
         raise UsageError(
             "DoRA on a base in nf4 needs a GPU", do="--quantize none, with --overwrite"
         )
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    model = load_transformers(base, recipe.quantize, dtype, device)
+    model = load_transformers(base, recipe.quantize, dtype_on(device), device)
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
