@@ -39,13 +39,20 @@ class Job:
     stop: Event = field(default_factory=Event)
     finish: str = ""
 
-    def __post_init__(self) -> None:
-        self.row = Row(list(self.ids), self.decoding, self.stop)
-
     @property
     def tokens(self) -> int:
         """How many were written, the end-of-text token not counted."""
         return len(self.pieces.ids)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens of prompt and answer at most."""
+        return len(self.ids) + self.decoding.max_new_tokens
+
+    def begin(self) -> Row:
+        """The answer that is to be written."""
+        self.row = Row(list(self.ids), self.decoding, self.stop)
+        return self.row
 
     def take(self, token: int, eos_id: int) -> None:
         """Deliver what one more token makes certain."""
@@ -163,12 +170,12 @@ class Line:
     def _let_in(self, job: Job) -> bool:
         """Whether the job could be put among those that are answered."""
         other_model = self.running and self.running[0].model != job.model
-        full = len(self.running) >= MOST_ROWS or not self.together.fits(job.row.capacity)
+        full = len(self.running) >= MOST_ROWS or not self.together.fits(job.capacity)
         if other_model or full:
             return False
         self.waiting.remove(job)
         self.running.append(job)
-        self.together.join(job.row)
+        self.together.join(job.begin())
         self.metrics.add("suri_prompt_tokens_total", len(job.ids))
         return True
 
