@@ -16,7 +16,7 @@ from typing import Any
 
 from suri.model.config import ModelConfig, read_config
 from suri.recipe import Recipe
-from suri.train.budget import adapter_numbers, estimate, shard_bytes
+from suri.train.budget import Memory, adapter_numbers, estimate, shard_bytes
 from suri.train.machine import environment
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +43,7 @@ def row(config: ModelConfig, quantize: str, count: int) -> dict[str, float]:
     recipe = replace(RECIPE, quantize=quantize)
     ring = (count - 1) / count
     held = [
-        estimate(config, recipe, TOKENS, device="cuda", shards=shards).total
+        estimate(config, recipe, TOKENS, Memory("cuda", shards=shards)).total
         for shards in (1, count)
     ]
     return {

@@ -60,7 +60,7 @@ def encode(recipe: Any, work: Path) -> dict[str, int]:
     from suri.model.config import read_config
     from suri.model.tokenizer import read_tokenizer
     from suri.model.weights import find_base
-    from suri.train.loop import Plan
+    from suri.train.plan import Plan
 
     base = find_base(recipe.base_model)
     tokenizer = read_tokenizer(base)

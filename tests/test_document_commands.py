@@ -17,7 +17,7 @@ from suri.cli.data import VERBS as DATA_VERBS
 from suri.cli.main import HIDDEN, VERBS
 from suri.model.config import read_config
 from suri.recipe import Recipe
-from suri.train.budget import estimate
+from suri.train.budget import Memory, estimate
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -161,7 +161,7 @@ def test_the_handouts_computed_memory_is_what_fit_computes() -> None:
     for start, tokens, quantize in (("2.2", 256, "none"), ("task 2, LoRA", 1024, "none"),
                                     ("task 2, QLoRA", 1024, "nf4")):  # fmt: skip
         recipe = Recipe(lora_target_modules=("q_proj", "v_proj"), quantize=quantize)
-        found = estimate(config, recipe, tokens, device="cuda")
+        found = estimate(config, recipe, tokens, Memory("cuda"))
         row = next(line for line in text.splitlines() if line.startswith(f"| {start}"))
         assert f"| {found.total / 1e9:.1f} GB | {found.parts['base'] / 1e9:.1f} GB |" in row
 

@@ -58,7 +58,7 @@ def test_an_adapter_of_zeros_scores_exactly_as_the_base(run: Path, embedded: Pat
     )
     with torch.no_grad():
         losses = [
-            summed_loss(load_decoder(embedded, adapter=adapter), pack(examples))[0]
+            summed_loss(load_decoder(embedded, adapter=adapter), pack(examples))
             for adapter in (None, zero)
         ]
     assert torch.equal(*losses)

@@ -86,7 +86,7 @@ def gradients(bench: Bench) -> None:
 
 def _loss_and_gradients(decoder: Decoder, batch) -> tuple[Tensor, list[Tensor]]:
     parameters = list(_parameters(decoder))
-    loss = summed_loss(decoder, batch)[0] / batch.learned_tokens
+    loss = summed_loss(decoder, batch) / batch.learned_tokens
     return loss, list(torch.autograd.grad(loss, parameters))
 
 

@@ -8,7 +8,7 @@ from candidates.graphed import Steps
 from gpu_rows.bench import Bench
 from gpu_rows.model import CHECKED_LAYERS, make_decoder
 from gpu_rows.rates import copy_rate
-from suri.infer.generate import generate
+from suri.infer.engine import DecoderEngine
 from suri.model.decoder import Decoder
 from suri.model.kv_cache import KVCache
 from suri.recipe import Decoding
@@ -31,7 +31,8 @@ def decode(bench: Bench) -> None:
         prompts = torch.randint(3, 100, (rows, PROMPT), generator=draw).tolist()
 
         def answer(tokens: int, prompts: list[list[int]] = prompts) -> None:
-            generate(decoder, prompts, -1, Decoding(temperature=0, max_new_tokens=tokens))
+            decoding = Decoding(temperature=0, max_new_tokens=tokens)
+            DecoderEngine(decoder).generate(prompts, -1, decoding)
 
         start = statistics.median(bench.times(lambda: answer(few), 2))
         seconds = bench.times(lambda: answer(many), 3, warm_up=0)

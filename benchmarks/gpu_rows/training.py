@@ -34,7 +34,7 @@ class Trainer:
 
     def loss(self, batch: Batch) -> Any:
         """Of one micro-batch, summed over its learned tokens."""
-        return summed_loss(self.decoder, batch)[0]
+        return summed_loss(self.decoder, batch)
 
     def step(self, cut: list[Batch]) -> float:
         """One optimizer step over all micro-batches; the loss per learned token before it."""

@@ -65,6 +65,6 @@ class Preempted(SuriError):
 
 
 class Lost(SuriError):
-    """Another process of the same run ended or does not answer (exit 1); it has its own message."""
+    """Another process of the same run ended or does not answer (exit 1)."""
 
     exit_code = 1

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import secrets
 import shutil
 import signal
 import tempfile
@@ -21,13 +22,11 @@ LOCK = ".lock"
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it takes the name `path` when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _beside(path)
+    temporary.touch(exist_ok=False)
     try:
         yield temporary
         _sync(temporary)
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
         _sync_folder(path.parent)
     finally:
@@ -71,7 +70,8 @@ def publishing(folder: Path, key: str = "") -> Iterator[Path]:
             do="choose another --output_dir, or remove that folder first",
         )
     make_folder(folder.parent)
-    temporary = _begun(folder, key) if key else _new_beside(folder)
+    temporary = _begun(folder, key) if key else _beside(folder)
+    temporary.mkdir(exist_ok=True)
     try:
         yield temporary
         for ours in temporary.glob(".*"):
@@ -79,7 +79,6 @@ def publishing(folder: Path, key: str = "") -> Iterator[Path]:
         for written in temporary.rglob("*"):
             if written.is_file():
                 _sync(written)
-        temporary.chmod(0o777 & ~_umask())
         fault("rename")
         temporary.rename(folder)
         _sync_folder(folder.parent)
@@ -87,8 +86,9 @@ def publishing(folder: Path, key: str = "") -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _new_beside(folder: Path) -> Path:
-    return Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+def _beside(path: Path) -> Path:
+    """A new hidden name in the same folder, which `sweep` knows."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def _begun(folder: Path, key: str) -> Path:
@@ -224,9 +224,3 @@ def fault(place: str) -> None:
 
 
 _met: Counter[str] = Counter()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

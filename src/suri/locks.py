@@ -17,22 +17,16 @@ from suri.files import LOCK, make_folder
 def holding(folder: Path, wait: Callable[[], None]) -> Iterator[None]:
     """Hold the folder against other processes that ask for it; `wait` is called before waiting.
 
-    The lock is a file descriptor that child processes inherit: after a kill it is held until the
-    last of them has ended, so that nobody starts the same work beside it. Without fcntl (Windows)
-    nothing is held.
+    Child processes inherit the lock: after a kill it is held until the last of them has ended, so
+    that nobody starts the same work beside it.
     """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
     with (folder / LOCK).open("w") as stream:
         os.set_inheritable(stream.fileno(), True)
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            hold_while_open(stream)
         except BlockingIOError:
             wait()
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            hold_while_open(stream, wait=True)
         yield
 
 
@@ -46,17 +40,12 @@ def claiming(folder: Path) -> Iterator[None]:
     """
     is_new = not folder.exists()
     make_folder(folder)
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
     me = {"pid": os.getpid(), "host": socket.gethostname(), "boot": boot()}
     with (folder / LOCK).open("a+", encoding="utf-8") as stream:
         held = _holder(stream)
         who = f"process {held.get('pid', '?')} on {held.get('host', '?')}"
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            hold_while_open(stream)
         except BlockingIOError:
             raise UsageError(
                 f"something else is writing into {folder}",
@@ -81,16 +70,17 @@ def claiming(folder: Path) -> Iterator[None]:
                 shutil.rmtree(folder)  # nothing came of it
 
 
-def hold_while_open(stream: IO[str]) -> None:
-    """Hold an open file until the last process that inherits it has ended.
+def hold_while_open(stream: IO[str], *, wait: bool = False) -> None:
+    """Lock an open file until the last process that inherits it has ended.
 
-    Raises BlockingIOError where it is held already. Without fcntl (Windows) nothing is held.
+    Raises BlockingIOError where it is held already, unless it shall `wait` for that. Without fcntl
+    (Windows) nothing is held.
     """
     try:
         import fcntl
     except ImportError:
         return
-    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
 def is_held(path: Path) -> bool:

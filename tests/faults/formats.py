@@ -87,7 +87,7 @@ def checkpoint_of(folder: Path) -> object:
     ]
     parameters = [nn.Parameter(t.clone()) for name in names for t in adapter.tensors[name]]
     optimizer = torch.optim.AdamW(parameters)
-    progress, adapter = load_checkpoint(place, parameters, optimizer)
+    progress, adapter = load_checkpoint(place, optimizer)
     assert not passed_over
     pairs = {f"{name} {i}": t for name, ab in adapter.tensors.items() for i, t in enumerate(ab)}
     state = optimizer.state_dict()["state"]

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from suri.errors import SuriError
 from suri.reading import read_json_lines
-from suri.train.interrupts import forget_after
+from suri.train.run_folder import forget_after
 
 FORMATS = (
     "adapter", "adapter in its run", "checkpoint", "model", "tokenizer", "Meta model", "GGUF",

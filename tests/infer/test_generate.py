@@ -14,8 +14,7 @@ from suri.data.prompt import find_prompt
 from suri.data.records import read_records
 from suri.errors import UsageError
 from suri.infer import together as module
-from suri.infer.engine import DecoderEngine
-from suri.infer.generate import Generated, generate, stream
+from suri.infer.engine import DecoderEngine, Generated
 from suri.infer.together import Row, Together
 from suri.model.load import load_decoder
 from suri.model.tokenizer import read_tokenizer
@@ -81,7 +80,7 @@ def reference(model, prompt, eos_id, **settings):
 
 def test_greedy_equals_transformers(decoder, model, prompts):
     expected = [reference(model, prompt, EOS, max_new_tokens=20) for prompt in prompts]
-    assert generate(decoder, prompts, EOS, LONG) == expected
+    assert DecoderEngine(decoder).generate(prompts, EOS, LONG) == expected
     assert {answer.stopped for answer in expected} == {True, False}
     assert len({tuple(answer.ids) for answer in expected}) > 5
 
@@ -92,8 +91,8 @@ def test_repetition_penalty_equals_transformers(decoder, model, prompts):
         reference(model, prompt, EOS, max_new_tokens=20, repetition_penalty=1.4)
         for prompt in prompts
     ]
-    assert generate(decoder, prompts, EOS, decoding) == expected
-    assert expected != generate(decoder, prompts, EOS, LONG)
+    assert DecoderEngine(decoder).generate(prompts, EOS, decoding) == expected
+    assert expected != DecoderEngine(decoder).generate(prompts, EOS, LONG)
 
 
 @pytest.mark.parametrize("beams, penalty", [(3, 1.0), (5, 1.0), (3, 1.3)])
@@ -110,20 +109,20 @@ def test_beams_equal_transformers(decoder, model, prompts, beams, penalty):
         )
         for prompt in prompts
     ]
-    found = generate(decoder, prompts, EOS, decoding)
+    found = DecoderEngine(decoder).generate(prompts, EOS, decoding)
     assert found == expected
     greedy = Decoding(temperature=0, max_new_tokens=14, repetition_penalty=penalty)
-    assert found != generate(decoder, prompts, EOS, greedy)
+    assert found != DecoderEngine(decoder).generate(prompts, EOS, greedy)
     assert {answer.stopped for answer in found} == {True, False}
 
 
 @pytest.mark.parametrize("decoding", [LONG, SAMPLED], ids=["greedy", "sampled"])
 def test_batched_equals_one_by_one(decoder, prompts, decoding, monkeypatch):
-    alone = [generate(decoder, [prompt], EOS, decoding)[0] for prompt in prompts]
-    together = generate(decoder, prompts, EOS, decoding)
+    alone = [DecoderEngine(decoder).generate([prompt], EOS, decoding)[0] for prompt in prompts]
+    together = DecoderEngine(decoder).generate(prompts, EOS, decoding)
     assert together == alone
     monkeypatch.setattr(module, "CACHE_BYTES", 60 * 2 * 3 * 2 * 10 * 4)  # about 60 tokens
-    assert generate(decoder, prompts, EOS, decoding) == alone
+    assert DecoderEngine(decoder).generate(prompts, EOS, decoding) == alone
 
 
 def test_rows_that_come_and_go_are_what_they_are_alone(decoder, prompts, monkeypatch):
@@ -134,7 +133,7 @@ def test_rows_that_come_and_go_are_what_they_are_alone(decoder, prompts, monkeyp
         for n, p in enumerate(prompts)
     ]
     alone = [
-        list(stream(decoder, prompt, -1, row.decoding))
+        list(DecoderEngine(decoder).stream(prompt, -1, row.decoding))
         for prompt, row in zip(prompts, rows, strict=True)
     ]
     found = {row: [] for row in rows}
@@ -167,7 +166,7 @@ def test_a_common_start_is_read_once(decoder, prompts, monkeypatch):
     monkeypatch.setattr(module, "READ_TOKENS", 25)
     start = prompts[2][:20]
     asked = [[*start, n, 7, n + 1] for n in range(5)] + [start, [*start[:9], 40]]
-    alone = [generate(decoder, [prompt], -1, LONG)[0].ids for prompt in asked]
+    alone = [DecoderEngine(decoder).generate([prompt], -1, LONG)[0].ids for prompt in asked]
     fed, read = [], module.read
 
     def counting(decoder, cache, parts, ready):
@@ -204,14 +203,13 @@ def test_a_long_prompt_is_read_in_parts_while_others_go_on(decoder, prompts, mon
 @pytest.mark.parametrize("decoding", [LONG, SAMPLED, Decoding(num_beams=3, max_new_tokens=14)])
 def test_stream_gives_the_tokens_of_generate(decoder, prompts, decoding):
     for prompt in prompts[:4]:
-        expected = generate(decoder, [prompt], EOS, decoding)[0].ids
-        assert list(stream(decoder, prompt, EOS, decoding)) == expected
+        expected = DecoderEngine(decoder).generate([prompt], EOS, decoding)[0].ids
+        assert list(DecoderEngine(decoder).stream(prompt, EOS, decoding)) == expected
 
 
 def test_the_seed_decides(decoder, prompts):
     def answers(seed):
-        return generate(
-            decoder,
+        return DecoderEngine(decoder).generate(
             prompts[:3],
             EOS,
             Decoding(temperature=1.5, top_p=1, max_new_tokens=9, seed=seed),
@@ -229,8 +227,7 @@ def test_sampling_follows_the_probabilities(decoder, model, prompts):
     found = Counter(
         next(
             iter(
-                stream(
-                    decoder,
+                DecoderEngine(decoder).stream(
                     prompts[0],
                     -1,
                     Decoding(temperature=1, top_p=1, top_k=0, max_new_tokens=1, seed=seed),
@@ -247,27 +244,28 @@ def test_sampling_follows_the_probabilities(decoder, model, prompts):
 def test_stop_ends_within_one_token(decoder, prompts):
     stop = Event()
     seen = []
-    for token in stream(decoder, prompts[0], -1, LONG, stop=stop):
+    for token in DecoderEngine(decoder).stream(prompts[0], -1, LONG, stop=stop):
         seen.append(token)
         if len(seen) == 3:
             stop.set()
     assert len(seen) == 3
-    assert generate(decoder, prompts, -1, LONG, stop=stop) == [Generated([], False)] * len(prompts)
+    answers = DecoderEngine(decoder).generate(prompts, -1, LONG, stop=stop)
+    assert answers == [Generated([], False)] * len(prompts)
     beams = Decoding(num_beams=3, max_new_tokens=14)
-    assert len(list(stream(decoder, prompts[0], -1, beams, stop=stop))) == 1
+    assert len(list(DecoderEngine(decoder).stream(prompts[0], -1, beams, stop=stop))) == 1
 
 
 def test_the_window_limits_the_answer(decoder):
-    (answer,) = generate(decoder, [[9] * 90], -1, LONG)
+    (answer,) = DecoderEngine(decoder).generate([[9] * 90], -1, LONG)
     assert len(answer.ids) == 6
     with pytest.raises(UsageError, match="96 tokens leaves no room"):
-        generate(decoder, [[9] * 96], -1, LONG)
+        DecoderEngine(decoder).generate([[9] * 96], -1, LONG)
 
 
 def test_gradients_and_training_state_are_left_alone(decoder, prompts):
-    generate(decoder, prompts[:2], EOS, LONG)
+    DecoderEngine(decoder).generate(prompts[:2], EOS, LONG)
     assert torch.is_grad_enabled()
-    pieces = stream(decoder, prompts[0], EOS, LONG)
+    pieces = DecoderEngine(decoder).stream(prompts[0], EOS, LONG)
     next(pieces)
     assert torch.is_grad_enabled()
     pieces.close()
@@ -280,10 +278,11 @@ def test_the_embedded_base_answers_as_in_transformers(embedded, count):
     tokenizer, decoder = read_tokenizer(embedded), load_decoder(embedded)
     prompts = [encode_prompt(r, tokenizer, find_prompt("alpaca")).tolist() for r in asked]
     decoding = Decoding(temperature=0, max_new_tokens=12)
-    found = generate(decoder, prompts, tokenizer.eos_id, decoding)
+    found = DecoderEngine(decoder).generate(prompts, tokenizer.eos_id, decoding)
     theirs = LlamaForCausalLM.from_pretrained(embedded, dtype=torch.float32).eval()
     assert found == [reference(theirs, p, tokenizer.eos_id, max_new_tokens=12) for p in prompts]
-    assert found == [generate(decoder, [p], tokenizer.eos_id, decoding)[0] for p in prompts]
+    engine = DecoderEngine(decoder)
+    assert found == [engine.generate([p], tokenizer.eos_id, decoding)[0] for p in prompts]
     assert len({tuple(answer.ids) for answer in found}) > 0.9 * count
 
 
@@ -293,9 +292,9 @@ def test_int8_answers_differ_between_batches_at_ties_alone(embedded):
     asked = read_records(ROOT / "mini_data.json")[:24]
     prompts = [encode_prompt(r, tokenizer, find_prompt("alpaca")).tolist() for r in asked]
     decoding = Decoding(temperature=0, max_new_tokens=12)
-    found, ties = generate(decoder, prompts, tokenizer.eos_id, decoding), 0
+    found, ties = DecoderEngine(decoder).generate(prompts, tokenizer.eos_id, decoding), 0
     for prompt, answer in zip(prompts, found, strict=True):
-        alone = generate(decoder, [prompt], tokenizer.eos_id, decoding)[0]
+        alone = DecoderEngine(decoder).generate([prompt], tokenizer.eos_id, decoding)[0]
         if alone == answer:
             continue
         one, other = [*alone.ids, tokenizer.eos_id], [*answer.ids, tokenizer.eos_id]

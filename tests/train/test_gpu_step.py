@@ -100,7 +100,7 @@ def test_a_step_reads_nothing_back_and_its_memory_is_as_estimated(
             allocated.note(tensor.untyped_storage())
         for _ in range(2):  # the optimizer's state is there from the second step on
             allocated.most = allocated.now
-            (summed_loss(decoder, batch)[0] / batch.learned_tokens).backward()
+            (summed_loss(decoder, batch) / batch.learned_tokens).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     estimate = model.estimated_bytes(decoder.config, batch)

@@ -54,7 +54,7 @@ def gradients(
     total = 0.0
     for batch in batches:
         mask = Dropout(dropout, 3, 8, batch.rows, batch.lengths) if dropout else None
-        part = summed_loss(decoder, batch, mask)[0] / learned
+        part = summed_loss(decoder, batch, mask) / learned
         part.backward()
         total += float(part.detach())
     found = [p.grad.clone() for pair in decoder.pairs().values() for p in (pair.a, pair.b)]
@@ -94,11 +94,11 @@ def test_cutting_a_batch_changes_nothing(tiny: Path, dropout: float) -> None:
 def test_dropout_changes_the_loss_and_a_step_changes_the_masks(tiny: Path) -> None:
     decoder, batch = trainable(tiny), pack(ragged_examples())
     losses = [
-        summed_loss(decoder, batch, Dropout(0.3, 3, step, batch.rows, batch.lengths))[0].item()
+        summed_loss(decoder, batch, Dropout(0.3, 3, step, batch.rows, batch.lengths)).item()
         for step in (1, 1, 2)
     ]
     assert losses[0] == losses[1] != losses[2]
-    assert losses[0] != summed_loss(decoder, batch)[0].item()
+    assert losses[0] != summed_loss(decoder, batch).item()
 
 
 def test_packed_loss_equals_padded_rows_of_transformers(tiny: Path) -> None:
@@ -111,7 +111,8 @@ def test_packed_loss_equals_padded_rows_of_transformers(tiny: Path) -> None:
         with torch.no_grad():
             scores = model(ids[None]).logits[0, :-1]
         total += float(F.cross_entropy(scores, labels[1:], ignore_index=-100, reduction="sum"))
-    ours, learned = summed_loss(load_decoder(tiny), pack(ragged_examples()))
+    batch = pack(ragged_examples())
+    ours, learned = summed_loss(load_decoder(tiny), batch), batch.learned_tokens
     assert learned == sum(int((e.labels[1:] >= 0).sum()) for e in ragged_examples())
     assert float(ours) == pytest.approx(total, rel=1e-5)
 
@@ -132,12 +133,12 @@ def test_the_packed_loss_is_that_of_the_rows_one_by_one(tiny: Path) -> None:
             labels = np.where(np.arange(length) < asked, np.int32(-100), ids)
             examples.append(Example(ids, labels, row))
         with torch.no_grad():
-            alone = sum(float(summed_loss(decoder, pack([each]))[0]) for each in examples)
+            alone = sum(float(summed_loss(decoder, pack([each]))) for each in examples)
             for share in (False, True):
                 batches = micro_batches(
                     examples, max_rows=0, token_budget=budget, share_prefix=share
                 )
-                packed = sum(float(summed_loss(decoder, batch)[0]) for batch in batches)
+                packed = sum(float(summed_loss(decoder, batch)) for batch in batches)
                 assert packed == pytest.approx(alone, rel=1e-5, abs=1e-5)
 
     any_rows()
@@ -157,7 +158,7 @@ def test_a_shared_prefix_gives_the_same_gradients(tmp_path: Path, window: int | 
     for share in (False, True):
         (batch,) = micro_batches(examples, max_rows=0, token_budget=999, share_prefix=share)
         assert batch.prefix == (11 if share else 0)
-        summed_loss(decoder, batch)[0].backward()
+        summed_loss(decoder, batch).backward()
         pairs = decoder.pairs().values()
         found.append([p.grad.clone() for pair in pairs for p in (pair.a, pair.b)])
         decoder.zero_grad()

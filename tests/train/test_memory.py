@@ -11,9 +11,8 @@ from safetensors.torch import load_file
 
 from suri.errors import DoesNotFit
 from suri.train import engine as engine_module
-from suri.train import machine, prepare
-from suri.train.budget import HEADROOM
-from suri.train.fit import fit
+from suri.train import fit, machine, prepare
+from suri.train.budget import HEADROOM, Memory
 from suri.train.run import train
 
 
@@ -117,8 +116,8 @@ def test_another_error_is_not_taken_for_want_of_memory(
 def test_a_run_that_cannot_fit_is_refused_before_its_folder_exists(
     tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "free_memory_bytes", lambda device: 50_000_000)
-    monkeypatch.setattr(prepare, "held_memory_bytes", lambda: 290_000_000)
+    monkeypatch.setattr(fit, "free_memory_bytes", lambda device: 50_000_000)
+    monkeypatch.setattr(fit, "held_memory_bytes", lambda: 290_000_000)
     with pytest.raises(DoesNotFit, match="of memory"):
         train(recipe_for(tiny, rows, tmp_path / "run"), silent, no_answers)
     assert not (tmp_path / "run").exists()
@@ -132,12 +131,11 @@ def test_the_budget_is_settled_recorded_and_estimated(
     assert result["memory_estimate"]["total"] >= sum(result["memory_estimate"]["parts"].values())
     assert result["memory_estimate"]["parts"]["base"] > 0
     made = prepare.prepare(recipe_for(tiny, rows, tmp_path / "other"))
-    settings = {"device": "cpu", "process": 290_000_000}
-    arguments = (made.config, made.encoded.examples, made.held_out.examples)
-    need = fit(made.recipe, *arguments, free=None, **settings).estimate.total
+    unlimited = Memory("cpu", process=290_000_000)
+    need = fit.fit(made, unlimited).estimate.total
     with pytest.raises(DoesNotFit):
-        fit(made.recipe, *arguments, free=int(0.99 * need / HEADROOM), **settings)
-    found = fit(made.recipe, *arguments, free=int(1.01 * need / HEADROOM), **settings)
+        fit.fit(made, replace(unlimited, free=int(0.99 * need / HEADROOM)))
+    found = fit.fit(made, replace(unlimited, free=int(1.01 * need / HEADROOM)))
     # The largest micro-batch, laid out as the run lays it out.
     largest = max(metrics(tmp_path / "run", "train/learned_tokens"))
     assert largest <= found.estimate.tokens <= 512
@@ -147,13 +145,13 @@ def test_timing_two_layers_leaves_the_model_as_it_was(
     tiny: Path, rows: Path, tmp_path: Path
 ) -> None:
     made = prepare.prepare(recipe_for(tiny, rows, tmp_path / "run"))
-    planned = prepare.fit_here(made)
+    planned = fit.fit_here(made)
     from suri.model.load import load_decoder
 
     decoder = load_decoder(tiny)
-    prepare.start_adapter(planned.recipe, made).attach(decoder, trainable=True)
+    prepare.start_adapter(planned.made).attach(decoder, trainable=True)
     before = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
-    assert "seconds" in prepare.expected_time(planned.recipe, made, decoder)
+    assert "seconds" in fit.expected_time(planned.made, decoder)
     assert len(decoder.layers) == made.config.num_layers == 3
     assert all(parameter.grad is None for parameter in decoder.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in decoder.state_dict().items())

@@ -24,7 +24,7 @@ from suri.model.adapter import initial_adapter
 from suri.model.adapter_file import WEIGHTS_FILE, read_adapter
 from suri.model.config import read_config
 from suri.recipe import Recipe
-from suri.train.loop import Plan
+from suri.train.plan import Plan
 from suri.train.run import train
 
 pytestmark = pytest.mark.usefixtures("short_answers")

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -63,8 +64,8 @@ OPENING = {
 
 
 @contextmanager
-def serving(folder, *words, runs=None):
-    """The address of a page, started as a user starts it."""
+def serving(folder, *words, runs=None, end=signal.SIGTERM):
+    """The address of a page, started as a user starts it and ended by that signal."""
     place = ["--runs", str(runs or folder / "runs")]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -83,7 +84,7 @@ def serving(folder, *words, runs=None):
         assert process.poll() is None, log.read_text()
         yield address
     finally:
-        process.terminate()
+        process.send_signal(end)
         process.wait()
 
 
@@ -491,6 +492,39 @@ def test_a_report_that_is_a_link_to_elsewhere_is_not_copied(tmp_path):
     (runs.root / "study" / "report.html").symlink_to("/etc/hostname")
     with pytest.raises(UsageError):
         results.report("study")
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+def test_what_was_copied_for_a_download_goes_when_the_page_ends(tiny, tmp_path, monkeypatch, end):
+    runs, temporary = tmp_path / "runs", tmp_path / "temporary"
+    (runs / "study").mkdir(parents=True)
+    (runs / "study" / "summary.json").write_text("{}")
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    with serving(tmp_path, str(tiny), runs=runs, end=end) as address:
+        _choose_report(address, "study", temporary)
+    assert not [*temporary.glob("suri-page-*")]
+    words = [str(tiny), "--runs", str(runs)]
+    with api_server(tmp_path, *words, page=True, end=end) as server:
+        _choose_report(f"{server.address}/", "study", temporary)
+    assert not [*temporary.glob("suri-page-*")]
+
+
+def _choose_report(address, name, temporary):
+    """Choose a report as the page's script does, and wait until it was copied there."""
+    assert not [*temporary.glob("suri-page-*")]
+    with urllib.request.urlopen(f"{address}config", timeout=60) as answer:
+        config = json.load(answer)
+    for element, action, path, value in (
+        ("refresh", "click", "run/predict", None), ("report", "change", "queue/join", name),
+    ):  # fmt: skip
+        box = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == element)
+        event = next(d["id"] for d in config["dependencies"] if [box, action] in d["targets"])
+        body = json.dumps({"data": [value], "fn_index": event, "session_hash": "tab"}).encode()
+        json_type = {"Content-Type": "application/json"}
+        asked = urllib.request.Request(f"{address}gradio_api/{path}", body, json_type)
+        urllib.request.urlopen(asked, timeout=60).close()
+    until(lambda: [*temporary.glob("suri-page-*/*/summary.json")], patience=20)
 
 
 def test_a_file_that_is_dropped_is_kept_checked_and_shown(tiny, tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ OPENING = {
 
 
 @contextmanager
-def api_server(folder: Path, *words: str, page: bool = False):
+def api_server(folder: Path, *words: str, page: bool = False, end: int = signal.SIGTERM):
     """A server as a user starts it: its address, its process and what it printed."""
     log = folder / "log"
     with log.open("w") as stream:
@@ -39,6 +40,6 @@ def api_server(folder: Path, *words: str, page: bool = False):
             time.sleep(0.05)
         yield SimpleNamespace(address=found[1], process=process, log=log)
     finally:
-        process.terminate()
+        process.send_signal(end)
         process.wait()
     assert "Traceback" not in log.read_text()

@@ -7,12 +7,13 @@ from rich.console import Console
 from rich.table import Table
 
 from suri.cli.flags import parse_recipe
-from suri.errors import UsageError
 from suri.files import readable_bytes
 from suri.recipe import Recipe
 from suri.train.budget import (
+    BUDGETS,
     HEADROOM,
     Estimate,
+    Memory,
     estimate,
     fitting_budget,
     parse_memory,
@@ -46,7 +47,7 @@ def run(argv: list[str]) -> None:
     """Print the parts, the sum, and what is free; exit 4 where it does not fit."""
     asked = parse_recipe(Asked, argv, "suri fit")
     recipe = Recipe(**{item.name: getattr(asked, item.name) for item in fields(Recipe)})
-    memory = _memory(asked.memory)
+    memory = parse_memory(asked.memory) if asked.memory.strip() else None
     console = Console(highlight=False)
     base = Path(recipe.base_model.strip()).expanduser()
     tokenizers = ("tokenizer.json", "tokenizer.model")
@@ -54,13 +55,6 @@ def run(argv: list[str]) -> None:
         _of_shape(console, recipe, base, memory)
     else:
         _of_run(console, recipe, memory)
-
-
-def _memory(text: str) -> int | None:
-    try:
-        return parse_memory(text) if text.strip() else None
-    except (KeyError, ValueError):
-        raise UsageError(f"--memory {text} is not a size", do="write it as 40GB") from None
 
 
 def _device(recipe: Recipe, memory: int | None) -> str:
@@ -81,27 +75,28 @@ def _of_shape(console: Console, recipe: Recipe, base: Path, memory: int | None) 
         from suri.train.machine import free_memory_bytes
 
         memory = free_memory_bytes(device)
-    free = memory or 1 << 62
-    budget = recipe.token_budget or fitting_budget(config, recipe, device=device, free=free)
-    tokens = max(budget or 128, recipe.cutoff_len)
-    found = estimate(config, recipe, tokens, device=device)
-    _show(console, found, memory, device)
-    refuse_what_does_not_fit(found, config, recipe, device=device, free=free)
+    there = Memory(device, memory)
+    budget = recipe.token_budget or fitting_budget(config, recipe, there)
+    tokens = max(budget or BUDGETS[-1], recipe.cutoff_len)
+    found = estimate(config, recipe, tokens, there)
+    _show(console, found, there)
+    refuse_what_does_not_fit(found, config, recipe, there)
 
 
 def _of_run(console: Console, recipe: Recipe, memory: int | None) -> None:
     """Memory by the recipe's own rows, and the time where the machine is this one."""
-    from suri.train.prepare import fit_here, prepare, time_here
+    from suri.train.fit import fit_here, time_here
+    from suri.train.prepare import prepare
 
     made = prepare(recipe, _device(recipe, memory))
     found = fit_here(made, memory)
-    _show(console, found.estimate, found.free, made.device)
-    console.print(f"micro-batches of up to {found.recipe.token_budget} tokens")
+    _show(console, found.estimate, found.memory)
+    console.print(f"micro-batches of up to {found.made.recipe.token_budget} tokens")
     if memory is None:
-        console.print(time_here(found.recipe, made))
+        console.print(time_here(found.made))
 
 
-def _show(console: Console, found: Estimate, free: int | None, device: str) -> None:
+def _show(console: Console, found: Estimate, memory: Memory) -> None:
     table = Table(box=None, pad_edge=False)
     for name in ("part", "bytes", "what it is"):
         table.add_column(name, justify="right" if name == "bytes" else "left")
@@ -109,7 +104,11 @@ def _show(console: Console, found: Estimate, free: int | None, device: str) -> N
         table.add_row(name, readable_bytes(size), MEANING[name])
     if found.loading == found.total:
         table.add_row("", readable_bytes(found.loading), "most while the base is read")
-    table.add_row("[bold]in all[/]", f"[bold]{readable_bytes(found.total)}[/]", f"on {device}")
-    if free is not None:
-        table.add_row("to be had", readable_bytes(free), f"{HEADROOM:.0%} of it is planned with")
+    table.add_row(
+        "[bold]in all[/]", f"[bold]{readable_bytes(found.total)}[/]", f"on {memory.device}"
+    )
+    if memory.free is not None:
+        table.add_row(
+            "to be had", readable_bytes(memory.free), f"{HEADROOM:.0%} of it is planned with"
+        )
     console.print(table)

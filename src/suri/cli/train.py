@@ -50,13 +50,13 @@ def _train(recipe: Recipe, words: list[str]) -> None:
     """Train here, or in several processes that are given the same `words`."""
     if recipe.wandb_project and not recipe.report_to:
         recipe = replace(recipe, report_to=("wandb",))
-    from suri.infer.generate import generate
+    from suri.infer.engine import DecoderEngine
     from suri.train.distributed import is_first, is_rank
-    from suri.train.run import run_folder_of, train
-    from suri.train.run_folder import can_go_on
+    from suri.train.run import train
+    from suri.train.run_folder import can_go_on, goes_on, run_folder_of
 
-    goes_on = recipe.resume or recipe.resume_from_checkpoint or recipe.overwrite
-    asks = not goes_on and not is_rank() and sys.stdin.isatty()
+    decided = goes_on(recipe) or recipe.overwrite
+    asks = not decided and not is_rank() and sys.stdin.isatty()
     if asks and can_go_on(folder := run_folder_of(recipe)):
         ask = f"{folder} holds a run that was stopped. Go on with it?"
         recipe = replace(recipe, resume=Confirm.ask(escape(ask), default=True))
@@ -64,12 +64,13 @@ def _train(recipe: Recipe, words: list[str]) -> None:
     if recipe.gpus > 1 and not is_rank():
         from suri.train.launch import launch
 
-        launch(recipe, words, run_folder_of(recipe))
+        launch(recipe, words)
         return
 
     def answer(decoder: Any, prompts: list[Any], eos_id: int, tokens: int) -> list[list[int]]:
         decoding = replace(GREEDY, max_new_tokens=tokens)
-        return [list(answer.ids) for answer in generate(decoder, prompts, eos_id, decoding)]
+        engine = DecoderEngine(decoder)
+        return [answer.ids for answer in engine.generate(prompts, eos_id, decoding)]
 
     if not is_first():
         train(recipe, lambda *_: None, answer)

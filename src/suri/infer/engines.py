@@ -24,6 +24,7 @@ from suri.model.storage import IN_USE
 from suri.model.tokenizer import Tokenizer, read_tokenizer, tokenizer_file
 from suri.model.weights import base_identity, find_base, recorded_base
 from suri.recipe import EMBEDDED, Decoding
+from suri.train.machine import dtype_on
 
 log = logging.getLogger(__name__)
 
@@ -94,28 +95,25 @@ def open_model(
     Raises UsageError for no such folder, neither model nor adapter, or an adapter for another
     base; Corrupt for a file that is not what its format says.
     """
-    base, adapter_folder = find_places(model.strip(), lora_weights.strip())
+    model = model.strip()
+    base, adapter_folder = find_places(model, lora_weights.strip())
     adapter = read_adapter(adapter_folder) if adapter_folder else None
     recorded = adapter.base if adapter else {}
     warn_of_other_base(base, recorded)
-    trained_on = quantize or recorded.get("quantize") or "none"
-    storage = "int8-weight" if load_8bit else IN_USE[trained_on]
+    storage = storage_of(quantize or recorded.get("quantize"), load_8bit)
     place = choose_device(device)
-    if dtype == "auto":
-        dtype = "float32" if place == "cpu" else "bfloat16"
+    kind = dtype_on(place) if dtype == "auto" else getattr(torch, dtype)
     if adapter:
         adapter.check_fits(read_config(base))  # before gigabytes are read
     runs: Engine
     if engine == "transformers":
         from suri.infer.transformers_engine import TransformersEngine
 
-        runs = TransformersEngine(base, adapter_folder, storage, getattr(torch, dtype), place)
+        runs = TransformersEngine(base, adapter_folder, storage, kind, place)
     else:
         compile_few_rows()
         runs = DecoderEngine(
-            load_decoder(
-                base, quantize=storage, dtype=getattr(torch, dtype), device=place, adapter=adapter
-            )
+            load_decoder(base, quantize=storage, dtype=kind, device=place, adapter=adapter)
         )
     return Model(
         engine=runs,
@@ -123,6 +121,11 @@ def open_model(
         prompt=read_prompt(adapter_folder or base),
         label=_label(base, adapter_folder, model, storage) + f", {place}",
     )
+
+
+def storage_of(trained_on: str | None, load_8bit: bool = False) -> str:
+    """How a base is stored that answers with an adapter which was trained on it so stored."""
+    return "int8-weight" if load_8bit else IN_USE[trained_on or "none"]
 
 
 def find_places(model: str, lora_weights: str) -> tuple[Path, Path | None]:
@@ -163,10 +166,10 @@ def _label(base: Path, adapter_folder: Path | None, model: str, storage: str) ->
     """The model in a few words."""
     if adapter_folder:
         name = f"{adapter_folder} on {base.name}"
-    else:
-        named = {EMBEDDED: f"{EMBEDDED}: {base.name}"}
-        made = model.strip() if gguf_file(Path(model.strip()).expanduser()) else str(base)
-        name = named.get(model.strip(), made)
+    elif model == EMBEDDED:
+        name = f"{EMBEDDED}: {base.name}"
+    else:  # of a GGUF file the base is a folder that was made of it
+        name = model if gguf_file(Path(model).expanduser()) else str(base)
     return name if storage == "none" else f"{name}, {storage}"
 
 

@@ -9,14 +9,12 @@ from threading import Event, Lock
 from suri.data.chat_template import ChatPrompt
 from suri.data.prompt import Prompt, find_prompt, read_prompt
 from suri.errors import UsageError
-from suri.infer.engine import DecoderEngine
-from suri.infer.engines import find_places, open_model, warn_of_other_base
-from suri.infer.generate import Generated
+from suri.infer.engine import DecoderEngine, Generated
+from suri.infer.engines import find_places, open_model, storage_of, warn_of_other_base
 from suri.model.adapter import Adapter
 from suri.model.adapter_file import read_adapter
 from suri.model.decoder import Decoder
 from suri.model.linear import Linear, LowRank
-from suri.model.storage import IN_USE
 from suri.model.tokenizer import Tokenizer
 from suri.model.weights import recorded_base
 from suri.recipe import Decoding
@@ -70,7 +68,7 @@ class Served:
         adapter = read_adapter(folder)
         if recorded_base(folder).resolve() != self.base.folder.resolve():
             return False
-        if IN_USE[adapter.base.get("quantize") or "none"] != self.storage:
+        if storage_of(adapter.base.get("quantize")) != self.storage:
             return False
         with self.turn(self.default):
             self._now = None
@@ -153,9 +151,8 @@ def open_served(
         warn_of_other_base(base, read[each].base)
         pairs = _placed(decoder, read[each])
         voices[each] = Voice(given or read_prompt(folder), pairs, folder)
-    in_use = "int8-weight" if load_8bit else IN_USE[storage or "none"]
     default = next(iter(folders)) if own else name
-    return Served(decoder, opened.tokenizer, voices, default, in_use)
+    return Served(decoder, opened.tokenizer, voices, default, storage_of(storage, load_8bit))
 
 
 def check_prompt(name: str) -> None:

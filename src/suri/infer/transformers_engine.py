@@ -1,7 +1,6 @@
 """The same model run by transformers, with an adapter by peft: slower, and independent of ours."""
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from queue import Queue
 from threading import Event, Thread
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor
 
 from suri.errors import UsageError
-from suri.infer.generate import Generated
-from suri.model.vector_math import settle
+from suri.infer.engine import Generated
 from suri.recipe import Decoding
+from suri.train.reference import load_transformers
 
 NOTHING = -1
 """No token's id: where nothing ends a text, and what ends a stream."""
@@ -30,8 +29,18 @@ class TransformersEngine:
             raise UsageError(
                 f"transformers does not read {base}", do="use Suri's own engine for it"
             )
-        settle()
-        self.model = _load(base, adapter, quantize, dtype, device)
+        if quantize not in ("none", "nf4"):
+            raise UsageError(f"the engine transformers is not offered with a base in {quantize}")
+        own = {"local_files_only": True, "use_safetensors": True}
+        model = load_transformers(base, quantize, dtype, device, **own)
+        from transformers import GenerationConfig
+
+        model.generation_config = GenerationConfig()
+        if adapter is not None:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, adapter)
+        self.model = model.eval()
 
     @property
     def device(self) -> str:
@@ -54,31 +63,28 @@ class TransformersEngine:
         return [_until_end(row[longest:].tolist(), eos_id) for row in found]
 
     def stream(
-        self,
-        prompt: Sequence[int],
-        eos_id: int,
-        decoding: Decoding,
-        *,
-        stop: Event | None = None,
+        self, prompt: Sequence[int], eos_id: int, decoding: Decoding, *, stop: Event | None = None
     ) -> Iterator[int]:
         """As in Engine."""
         if decoding.num_beams > 1:
             yield from self.generate([prompt], eos_id, decoding, stop=stop)[0].ids
             return
-        tokens = _Tokens(len(prompt))
         row, mask = [[int(token) for token in prompt]], [[1] * len(prompt)]
-        worker = Thread(
-            target=self._feed,
-            args=(tokens, partial(self._generate, row, mask, eos_id, decoding, stop, tokens)),
-            daemon=True,
-        )
-        worker.start()
-        while (token := tokens.queue.get()) != NOTHING:
+        come: Queue[int | BaseException] = Queue()
+
+        def work() -> None:
+            try:
+                self._generate(row, mask, eos_id, decoding, stop, _Streamer(come, len(prompt)))
+                come.put(NOTHING)
+            except BaseException as problem:
+                come.put(problem)
+
+        Thread(target=work, daemon=True).start()
+        while (token := come.get()) != NOTHING:
+            if isinstance(token, BaseException):
+                raise token
             if token != eos_id:
                 yield token
-        worker.join()
-        if tokens.problem is not None:
-            raise tokens.problem
 
     @torch.no_grad()
     def log_probs(self, ids: Sequence[int], places: Sequence[int]) -> Tensor:
@@ -88,14 +94,6 @@ class TransformersEngine:
         logits = self.model(input_ids=text, use_cache=False).logits[0, before]
         return logits.float().log_softmax(dim=-1).cpu()  # type: ignore[no-any-return]
 
-    def _feed(self, tokens: "_Tokens", work: Callable[[], Tensor]) -> None:
-        try:
-            work()
-        except BaseException as problem:
-            tokens.problem = problem
-        finally:
-            tokens.queue.put(NOTHING)
-
     @torch.no_grad()
     def _generate(
         self,
@@ -104,7 +102,7 @@ class TransformersEngine:
         eos_id: int,
         decoding: Decoding,
         stop: Event | None,
-        streamer: "_Tokens | None",
+        streamer: "_Streamer | None",
     ) -> Tensor:
         from transformers import GenerationConfig, StoppingCriteriaList
 
@@ -120,23 +118,24 @@ class TransformersEngine:
             torch.manual_seed(decoding.seed)
             names = ("temperature", "top_p", "top_k")
             settings |= {"do_sample": True} | {name: getattr(decoding, name) for name in names}
-        criteria = StoppingCriteriaList([_Stop(stop)]) if stop else None
+
+        def are_stopped(ids: Tensor, _scores: Any, **_: Any) -> Tensor:
+            return torch.full((len(ids),), stop is not None and stop.is_set(), device=ids.device)
+
         return self.model.generate(  # type: ignore[no-any-return]
             input_ids=torch.tensor(rows, device=self.model.device),
             attention_mask=torch.tensor(masks, device=self.model.device),
             generation_config=GenerationConfig(**settings),
-            stopping_criteria=criteria,
+            stopping_criteria=StoppingCriteriaList([are_stopped]),
             streamer=streamer,
         )
 
 
-class _Tokens:
-    """A streamer of transformers: what `put` is given first is the prompt."""
+class _Streamer:
+    """What transformers gives tokens to; the first of them are the prompt's, and left out."""
 
-    def __init__(self, left_out: int) -> None:
-        self.left_out = left_out
-        self.queue: Queue[int] = Queue()
-        self.problem: BaseException | None = None
+    def __init__(self, queue: "Queue[int | BaseException]", left_out: int) -> None:
+        self.queue, self.left_out = queue, left_out
 
     def put(self, value: Tensor) -> None:
         """Called by transformers with the prompt, then with one token at a time."""
@@ -150,48 +149,8 @@ class _Tokens:
         """Called by transformers after the last token."""
 
 
-class _Stop:
-    """A stopping criterion of transformers: all rows end once the event is set."""
-
-    def __init__(self, event: Event) -> None:
-        self.event = event
-
-    def __call__(self, ids: Tensor, scores: Any, **_: Any) -> Tensor:  # noqa: ARG002 (its form)
-        return torch.full((len(ids),), self.event.is_set(), device=ids.device)
-
-
 def _until_end(ids: list[int], eos_id: int) -> Generated:
     """The tokens before the end-of-text token; a row that ended early is padded after it."""
     if eos_id in ids:
         return Generated(ids[: ids.index(eos_id)], stopped=True)
     return Generated(ids, stopped=False)
-
-
-def _load(base: Path, adapter: Path | None, quantize: str, dtype: torch.dtype, device: str) -> Any:
-    try:
-        import transformers
-        from peft import PeftModel
-    except ImportError as problem:
-        raise UsageError(
-            f"the engine transformers needs the package {problem.name}",
-            do="pip install 'suri[reference]'",
-        ) from None
-    storage = None
-    if quantize == "nf4":
-        storage = transformers.BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
-    elif quantize != "none":
-        raise UsageError(f"the engine transformers is not offered with a base in {quantize}")
-    transformers.utils.logging.disable_progress_bar()
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        base, dtype=dtype, quantization_config=storage, device_map={"": device},
-        local_files_only=True, use_safetensors=True,
-    )  # fmt: skip
-    model.generation_config = transformers.GenerationConfig()
-    if adapter is not None:
-        model = PeftModel.from_pretrained(model, adapter)
-    return model.eval()

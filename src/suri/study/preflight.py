@@ -62,11 +62,12 @@ def held_equal(plan: Plan, held_out: int) -> dict[str, str]:
 
 def main(out: str, *recipes: str) -> None:
     """Hold every recipe against this machine; write the common budget, or say what does not fit."""
-    from suri.train.prepare import fit_here, prepare
+    from suri.train.fit import fit_here
+    from suri.train.prepare import prepare
 
     fits = [fit_here(prepare(recipe_from_toml(Path(path)))) for path in recipes]
-    budget = min(fit.recipe.token_budget for fit in fits)
-    memory = {fit.recipe.quantize: fit.estimate.total for fit in fits}
+    budget = min(fit.made.recipe.token_budget for fit in fits)
+    memory = {fit.made.recipe.quantize: fit.estimate.total for fit in fits}
     write_json(Path(out), {"token_budget": budget, "memory": memory})
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from suri.errors import DoesNotFit
+from suri.errors import DoesNotFit, UsageError
 from suri.files import readable_bytes
 from suri.model.config import ModelConfig
 from suri.recipe import Recipe
@@ -30,6 +30,24 @@ HEADROOM = 0.92
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What each process of a run may hold, and where."""
+
+    device: str
+    """`cpu` or `cuda`."""
+    free: int | None = None
+    """Bytes in all; None: not known."""
+    process: int | None = None
+    """Those of them that are held before the base is read; None: as many as is usual."""
+    shards: int = 1
+    """Processes over which the base is cut."""
+
+    def holds(self, found: "Estimate") -> bool:
+        """Whether a run fits, as far as one knows."""
+        return self.free is None or found.total <= HEADROOM * self.free
+
+
+@dataclass(frozen=True)
 class Estimate:
     """Bytes of each part at the peak of a training, and what it takes while the base is read."""
 
@@ -47,24 +65,13 @@ class Estimate:
         return {"parts": dict(self.parts), "total": self.total, "tokens": self.tokens}
 
 
-def estimate(
-    config: ModelConfig,
-    recipe: Recipe,
-    tokens: int,
-    *,
-    device: str,
-    process: int | None = None,
-    shards: int = 1,
-) -> Estimate:
-    """The memory of a run whose largest micro-batch has this many tokens, in each process.
-
-    `process`: bytes held before the base is read, where that is known. `shards`: processes over
-    which the base is cut.
-    """
+def estimate(config: ModelConfig, recipe: Recipe, tokens: int, memory: Memory) -> Estimate:
+    """What a run takes whose largest micro-batch has this many tokens, in each process."""
+    device = memory.device
     item = 4 if device == "cpu" else 2
-    weights = weight_bytes(config, recipe.quantize, item, shards)
+    weights = weight_bytes(config, recipe.quantize, item, memory.shards)
     numbers = adapter_numbers(config, recipe)
-    held = PROCESS_BYTES[device] if process is None else process
+    held = PROCESS_BYTES[device] if memory.process is None else memory.process
     parts = {
         "process": held + (LIBRARY_BYTES[recipe.quantize] if device == "cpu" else 0),
         "base": weights,
@@ -150,57 +157,43 @@ def _working_bytes(config: ModelConfig, recipe: Recipe, tokens: int, item: int) 
     return max(layer, head)
 
 
-def fitting_budget(
-    config: ModelConfig,
-    recipe: Recipe,
-    *,
-    device: str,
-    free: int,
-    process: int | None = None,
-    shards: int = 1,
-) -> int:
-    """The largest token budget whose run fits into `free` bytes; 0 where none does."""
-    budgets = BUDGETS if device == "cuda" else [b for b in BUDGETS if b <= ON_CPU]
-    for budget in budgets:
-        found = estimate(config, recipe, budget, device=device, process=process, shards=shards)
-        if found.total <= HEADROOM * free:
-            return budget
-    return 0
+def fitting_budget(config: ModelConfig, recipe: Recipe, memory: Memory) -> int:
+    """The largest token budget whose run fits; 0 where none does."""
+    budgets = BUDGETS if memory.device == "cuda" else [b for b in BUDGETS if b <= ON_CPU]
+    fitting = (b for b in budgets if memory.holds(estimate(config, recipe, b, memory)))
+    return next(fitting, 0)
 
 
-def alternatives(
-    config: ModelConfig, recipe: Recipe, *, device: str, free: int, tokens: int
-) -> list[str]:
+def alternatives(config: ModelConfig, recipe: Recipe, tokens: int, memory: Memory) -> list[str]:
     """Changes to a recipe that does not fit, each of which would; the least loss first."""
     longest = min(recipe.cutoff_len, tokens)
+    least, shortened = max(BUDGETS[-1], longest), max(BUDGETS[-1], longest // 2)
+    small, shorter = f"--token_budget {BUDGETS[-1]}", f"--cutoff_len {longest // 2}"
     tried = {
-        "--token_budget 128": (replace(recipe, token_budget=128), max(128, longest)),
-        "--quantize nf4": (replace(recipe, quantize="nf4"), tokens),
-        f"--cutoff_len {longest // 2}": (recipe, max(128, longest // 2)),
-        "--quantize nf4 --token_budget 128": (replace(recipe, quantize="nf4"), max(128, longest)),
-        f"--quantize nf4 --token_budget 128 --cutoff_len {longest // 2}": (
-            replace(recipe, quantize="nf4"),
-            max(128, longest // 2),
-        ),
+        small: (recipe.quantize, least),
+        "--quantize nf4": ("nf4", tokens),
+        shorter: (recipe.quantize, shortened),
+        f"--quantize nf4 {small}": ("nf4", least),
+        f"--quantize nf4 {small} {shorter}": ("nf4", shortened),
     }
     return [
         flags
-        for flags, (changed, size) in tried.items()
-        if size < tokens or changed.quantize != recipe.quantize
-        if estimate(config, changed, size, device=device).total <= HEADROOM * free
+        for flags, (quantize, size) in tried.items()
+        if size < tokens or quantize != recipe.quantize
+        if memory.holds(estimate(config, replace(recipe, quantize=quantize), size, memory))
     ]
 
 
 def refuse_what_does_not_fit(
-    found: Estimate, config: ModelConfig, recipe: Recipe, *, device: str, free: int
+    found: Estimate, config: ModelConfig, recipe: Recipe, memory: Memory
 ) -> None:
     """Raise DoesNotFit, naming what would fit, where the estimate is more than may be used."""
-    if found.total <= HEADROOM * free:
+    if memory.free is None or memory.holds(found):
         return
-    others = alternatives(config, recipe, device=device, free=free, tokens=found.tokens)
+    others = alternatives(config, recipe, found.tokens, memory)
     raise DoesNotFit(
         f"this run needs {readable_bytes(found.total)} of memory",
-        found=f"{readable_bytes(free)} on {device}",
+        found=f"{readable_bytes(memory.free)} on {memory.device}",
         do="any of these would fit: " + "; ".join(others)
         if others
         else "it needs a machine with more memory, or a smaller model",
@@ -208,11 +201,14 @@ def refuse_what_does_not_fit(
 
 
 def parse_memory(text: str) -> int:
-    """`40GB`, `23.5 GiB` or a number of bytes; raises ValueError for anything else."""
+    """`40GB`, `23.5 GiB` or a number of bytes; raises UsageError for anything else."""
     units = {"": 1, "b": 1, "mb": 1e6, "gb": 1e9, "tb": 1e12, "mib": 2**20, "gib": 2**30}
     stripped = text.strip().lower()
     digits = stripped.rstrip("abcdefghijklmnopqrstuvwxyz ")
-    bytes_ = float(digits) * units[stripped[len(digits) :].strip()]
-    if not (bytes_ > 0 and math.isfinite(bytes_)):
-        raise ValueError(text)
-    return round(bytes_)
+    try:
+        size = float(digits) * units[stripped[len(digits) :].strip()]
+    except (KeyError, ValueError):
+        size = math.nan
+    if not 0 < size < math.inf:
+        raise UsageError(f"--memory {text} is not a size", do="write it as 40GB")
+    return round(size)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from suri.errors import Corrupt, SuriError, UsageError
 from suri.files import fault, publishing, write_bytes, write_json
@@ -19,7 +18,7 @@ KEPT = 2
 """Complete checkpoints that stay; the older ones are removed after a newer one is complete."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Progress:
     """Where a run stands: optimizer steps done, seconds since the start and in steps, best loss."""
 
@@ -70,9 +69,7 @@ def save_checkpoint(
     return folder
 
 
-def load_checkpoint(
-    folder: Path, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer
-) -> tuple[Progress, Adapter]:
+def load_checkpoint(folder: Path, optimizer: torch.optim.Optimizer) -> tuple[Progress, Adapter]:
     """Check a checkpoint against its manifest and restore the optimizer from it."""
     from safetensors.torch import load_file
 
@@ -82,17 +79,17 @@ def load_checkpoint(
     # Whole, it may still be another version's, or of other settings.
     with well_formed(folder / "state.json"):
         progress, steps = Progress(**state["progress"]), float(state["adam_steps"])
-    if steps and not _belong(moments, optimizer):
-        raise Corrupt(f"{folder}: the optimizer's state is of another adapter")
-    restored = optimizer.state_dict()
     if steps:
+        if not _belong(moments, optimizer):
+            raise Corrupt(f"{folder}: the optimizer's state is of another adapter")
+        restored = optimizer.state_dict()
         restored["state"] = {
             number: {
                 "step": torch.tensor(steps),
                 "exp_avg": moments[f"{number}.exp_avg"],
                 "exp_avg_sq": moments[f"{number}.exp_avg_sq"],
             }
-            for number in range(len(parameters))
+            for number in range(len(moments) // 2)
         }
         optimizer.load_state_dict(restored)
     return progress, read_adapter(folder, dora=True)

@@ -18,6 +18,7 @@ from suri.model.linear import Dropout
 from suri.model.load import load_decoder
 from suri.recipe import Recipe
 from suri.train.loss import summed_loss
+from suri.train.machine import dtype_on
 
 Ids = Sequence[int] | np.ndarray[tuple[int], np.dtype[np.int32]]
 Answerer = Callable[[Decoder, list[Ids], int, int], list[list[int]]]
@@ -30,9 +31,6 @@ class Engine(Protocol):
     parameters: list[nn.Parameter]
     b_parameters: list[nn.Parameter]
     """Those of them that LoRA+ gives a learning rate of their own."""
-    shares_prefix: bool
-    """Whether a batch may hold the start of its prompts once."""
-
     sharded: bool
     """Whether the base is cut over all processes, which then make every pass together."""
 
@@ -72,8 +70,6 @@ class SuriEngine:
         """
         self.recipe, self.answerer, self.start = recipe, answerer, adapter
         self.sharded = shard is not None
-        self.shares_prefix = recipe.lora_dropout == 0  # copies of a token are dropped differently
-        dtype = torch.float32 if device == "cpu" else torch.bfloat16
         ids = (
             torch.as_tensor(np.asarray(probe, dtype=np.int64), device=device)
             if len(probe)
@@ -84,7 +80,7 @@ class SuriEngine:
             self.decoder = load_decoder(
                 base,
                 quantize=recipe.quantize,
-                dtype=dtype,
+                dtype=dtype_on(device),
                 device=device,
                 probe=ids,
                 each_layer=shard,
@@ -101,7 +97,7 @@ class SuriEngine:
             dropout = Dropout(
                 self.recipe.lora_dropout, self.recipe.seed, step, batch.rows, batch.lengths
             )
-        return summed_loss(self.decoder, batch, dropout)[0]
+        return summed_loss(self.decoder, batch, dropout)
 
     def adapter(self) -> Adapter:
         """As in Engine."""

@@ -1,15 +1,10 @@
-"""What reaches a run from outside: requests to stop, and figures of steps that are done again."""
+"""Requests to stop, as signals bring them."""
 
-import json
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
-
-from suri.files import write_text
-from suri.reading import read_json_lines, well_formed
 
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
@@ -36,11 +31,3 @@ def stop_requests(*, insistent: bool = True) -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def forget_after(metrics: Path, step: int) -> None:
-    """Drop lines of steps that will be done again, so that each step stands there once."""
-    lines = read_json_lines(metrics)
-    with well_formed(metrics):
-        kept = [json.dumps(line, ensure_ascii=False) for line in lines if line["step"] <= step]
-    write_text(metrics, "".join(f"{line}\n" for line in kept))

@@ -17,7 +17,7 @@ from suri.errors import UsageError
 from suri.files import LOCK, make_folder, write_text
 from suri.locks import hold_while_open, is_held
 from suri.train.run_folder import can_go_on
-from suri.train.runs import RunEntry, read_run
+from suri.train.runs import RunEntry, folders_below, read_run
 
 NAME = re.compile(r"\w[\w. -]{0,63}")
 SURI = (sys.executable, "-m", "suri")
@@ -25,7 +25,6 @@ ASK_SECONDS = 300
 OURS = ".page"
 """Where the commands' output is kept, in the folder of runs."""
 DEEPEST = 3
-INSIDE = ("checkpoints", "best", "work")
 
 
 class Runs:
@@ -76,13 +75,12 @@ class Runs:
     def holding(self, *files: str) -> list[str]:
         """Folders that hold one of these files, the newest first."""
         found = []
-        for folder, below, names in os.walk(self.root):
-            name = Path(folder).relative_to(self.root)
-            deep = len(name.parts) >= DEEPEST
-            below[:] = [n for n in below if not deep and n[0] != "." and n not in INSIDE]
-            if name.parts and (there := [file for file in files if file in names]):
+        for folder, names in folders_below(self.root, DEEPEST):
+            there = [file for file in files if file in names]
+            if there and folder != self.root:
+                name = folder.relative_to(self.root).as_posix()
                 with suppress(OSError):  # gone meanwhile
-                    found.append(((Path(folder) / there[0]).stat().st_mtime, name.as_posix()))
+                    found.append(((folder / there[0]).stat().st_mtime, name))
         return [name for _, name in sorted(found, reverse=True)]
 
     def start(self, job: str, words: Sequence[str]) -> None:

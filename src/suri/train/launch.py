@@ -4,23 +4,19 @@ import os
 import signal
 import sys
 import uuid
-from pathlib import Path
 
-from suri.errors import SuriError, UsageError
+from suri.errors import Lost, UsageError
 from suri.recipe import Recipe
-from suri.train.run_folder import can_go_on
+from suri.train.run_folder import can_go_on, run_folder_of
 
 SECONDS_TO_SAVE = "600"
 """How long processes that were asked to stop may take before they are killed."""
 
 
-class Ended(SuriError):
-    """A process of the run ended without a message of its own."""
-
-
-def launch(recipe: Recipe, words: list[str], folder: Path) -> None:
+def launch(recipe: Recipe, words: list[str]) -> None:
     """Run `suri WORDS` in `recipe.gpus` processes; exits as the one that failed first."""
     _check(recipe)
+    folder = run_folder_of(recipe)
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -48,7 +44,7 @@ def launch(recipe: Recipe, words: list[str], folder: Path) -> None:
         if failure.exitcode > 0:
             sys.exit(failure.exitcode)
         name = signal.Signals(-failure.exitcode).name
-        ended = Ended(
+        ended = Lost(
             f"process {rank} of {recipe.gpus} was ended by {name}; the others were stopped",
             do=f"suri train --resume --output_dir {folder}" if can_go_on(folder) else "",
         )

@@ -4,24 +4,22 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
 from suri.data.batch import Batch, learned_in
-from suri.data.examples import Example, Examples
+from suri.data.examples import Example
 from suri.errors import Diverged, DoesNotFit, Preempted, SuriError
 from suri.files import append_json_line
 from suri.model.adapter import Adapter
 from suri.model.adapter_file import write_adapter
-from suri.recipe import Recipe
 from suri.train.checkpoint import Progress, find_checkpoint, load_checkpoint, save_checkpoint
 from suri.train.distributed import ALONE, Ranks, is_rank
 from suri.train.engine import Engine
-from suri.train.interrupts import forget_after, stop_requests
+from suri.train.interrupts import stop_requests
 from suri.train.machine import peak_memory_bytes
 from suri.train.optimizer import (
     clip_gradients,
@@ -29,9 +27,10 @@ from suri.train.optimizer import (
     make_optimizer,
     set_learning_rate,
 )
-from suri.train.passes import Work, as_many, attempt, cut, is_asked
-from suri.train.plan import Plan
-from suri.train.run_folder import METRICS
+from suri.train.passes import Work, as_many, attempt, is_asked
+from suri.train.plan import batches_of
+from suri.train.prepare import Prepared
+from suri.train.run_folder import METRICS, forget_after, goes_on
 from suri.train.spikes import Spikes
 
 MOST_SKIPPED = 10
@@ -46,27 +45,22 @@ Listener = Callable[[str, dict[str, Any]], None]
 class Run:
     """One training in progress."""
 
-    recipe: Recipe
-    device: str
+    made: Prepared
     folder: Path
     engine: Engine
-    train: Examples
-    held_out: Examples
     sample: Callable[[], list[dict[str, str]]]
     listen: Listener
     ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
-        self.plan = Plan(self.recipe, self.train.lengths)
+        self.recipe, self.plan = self.made.recipe, self.made.plan
+        self.train, self.held_out = self.made.encoded.examples, self.made.held_out.examples
         self.optimizer = make_optimizer(
             self.recipe, self.engine.parameters, self.engine.b_parameters
         )
         self.progress = Progress()
         self.spikes = Spikes()
         self.began = time.perf_counter()
-        self.record: Callable[[dict[str, Any]], None] = lambda _: None
-        if self.ranks.first:
-            self.record = partial(append_json_line, self.folder / METRICS)
 
     def train_all(self) -> Progress:
         """Run every step that is left; returns where the run stands at its end."""
@@ -81,7 +75,7 @@ class Run:
                 metrics = self._step(step, stop)
                 if metrics is None:
                     continue
-                self.record(metrics)
+                self._record(metrics)
                 if "train/loss" in metrics:
                     self.listen("step", metrics)
                 self._evaluate_if_due(stop)
@@ -109,31 +103,27 @@ class Run:
         set_learning_rate(self.optimizer, rate)
         if is_number:
             if spike := self.spikes.seen(step, loss):
-                self.listen("note", {"text": spike})
+                self._note(spike)
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         tokens = sum(len(example.ids) for example in examples)
         now = time.perf_counter()
-        self.progress = replace(
-            self.progress,
-            step=step,
-            seconds=now - self.began,
-            step_seconds=self.progress.step_seconds + now - started,
-            tokens=self.progress.tokens + tokens,
-            learned_tokens=self.progress.learned_tokens + learned,
-            micro_batches=self.progress.micro_batches + parts,
-        )
+        progress = self.progress
+        progress.step, progress.seconds = step, now - self.began
+        progress.step_seconds += now - started
+        progress.tokens += tokens
+        progress.learned_tokens += learned
+        progress.micro_batches += parts
+        moment = {"step": step, "seconds": round(progress.seconds, 3)}
         if not is_number:
-            return {"step": step, "seconds": round(now - self.began, 3), "train/skipped": 1}
-        return {
-            "step": step,
-            "seconds": round(now - self.began, 3),
+            return moment | {"train/skipped": 1}
+        return moment | {
             "train/loss": loss,
             "train/learning_rate": rate,
             "train/grad_norm": norm,
             "train/learned_tokens": learned,
             "train/tokens_per_second": tokens / (now - started),
-            "memory/peak_bytes": peak_memory_bytes(self.device),
+            "memory/peak_bytes": peak_memory_bytes(self.made.device),
         }
 
     def _add_up_gradients(
@@ -158,7 +148,7 @@ class Run:
         """
         mine = self.ranks.share(examples)
         while True:
-            batches = cut(mine, self.recipe, self.progress.token_budget, self.engine)
+            batches = batches_of(self.recipe, mine, self.progress.token_budget)
             if self.engine.sharded:
                 batches = as_many(self.ranks, batches, self.train)
             try:
@@ -176,11 +166,11 @@ class Run:
     def _shrink(self, budget: int) -> None:
         """Smaller micro-batches from now on."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.progress = replace(self.progress, token_budget=budget)
-        if self.device != "cpu":
+        self.progress.token_budget = budget
+        if self.made.device != "cpu":
             torch.cuda.empty_cache()
         text = f"memory ran out: micro-batches of up to {budget} tokens from now on"
-        self.listen("note", {"text": f"{text}, the same rows in every step"})
+        self._note(f"{text}, the same rows in every step")
 
     def _evaluate_if_due(self, stop: threading.Event) -> None:
         """Evaluate before the first step, every eval_steps and after the last, each once."""
@@ -196,9 +186,7 @@ class Run:
         if not patience or progress.best_loss is None or since < patience:
             return False
         text = f"stopped after step {progress.step} of {self.plan.steps}: {since} evaluations since"
-        self.listen(
-            "note", {"text": f"{text} the lowest held-out loss, of step {progress.best_step}"}
-        )
+        self._note(f"{text} the lowest held-out loss, of step {progress.best_step}")
         return True
 
     def _evaluate(self, stop: threading.Event) -> None:
@@ -215,12 +203,12 @@ class Run:
 
         total, _ = self._together(self.held_out, total_loss)
         loss = total / learned_in(self.held_out)
-        step = self.progress.step
-        self.progress = replace(self.progress, evaluated_step=step)
+        progress, step = self.progress, self.progress.step
+        progress.evaluated_step = step
         if step == 0:
-            self.progress = replace(self.progress, base_loss=loss)
-        elif self.progress.best_loss is None or loss < self.progress.best_loss:
-            self.progress = replace(self.progress, best_loss=loss, best_step=step)
+            progress.base_loss = loss
+        elif progress.best_loss is None or loss < progress.best_loss:
+            progress.best_loss, progress.best_step = loss, step
             if self.ranks.first:
                 (self.folder / "best").mkdir(exist_ok=True)
                 write_adapter(self.folder / "best", self.engine.adapter())
@@ -232,19 +220,26 @@ class Run:
             # Layers of a base that is cut are whole only where all processes meet in them.
             "eval/samples": self.sample() if self.ranks.first or self.engine.sharded else [],
         }
-        self.record(metrics)
+        self._record(metrics)
         self.listen("evaluation", metrics)
 
+    def _record(self, metrics: dict[str, Any]) -> None:
+        if self.ranks.first:
+            append_json_line(self.folder / METRICS, metrics)
+
+    def _note(self, text: str) -> None:
+        self.listen("note", {"text": text})
+
     def _save(self) -> None:
-        self.progress = replace(self.progress, seconds=time.perf_counter() - self.began)
+        self.progress.seconds = time.perf_counter() - self.began
         state = self.folder, self.progress, self.engine.adapter(), self.optimizer
         self.ranks.from_first(lambda: save_checkpoint(*state))
 
     def _restore(self) -> None:
         """Go on from the newest whole checkpoint where that was asked for."""
-        if self.recipe.resume or self.recipe.resume_from_checkpoint:
+        if goes_on(self.recipe):
             self._load(Path(self.recipe.resume_from_checkpoint.strip() or self.folder))
-            self.listen("note", {"text": f"going on after step {self.progress.step}"})
+            self._note(f"going on after step {self.progress.step}")
 
     def _load(self, place: Path) -> None:
         """Take over a saved state: of a checkpoint, or of a run folder its newest."""
@@ -252,8 +247,8 @@ class Run:
         def read() -> tuple[Progress, Adapter, dict[str, Any]]:
             checkpoint, passed_over = find_checkpoint(place)
             for text in passed_over:
-                self.listen("note", {"text": text})
-            progress, adapter = load_checkpoint(checkpoint, self.engine.parameters, self.optimizer)
+                self._note(text)
+            progress, adapter = load_checkpoint(checkpoint, self.optimizer)
             forget_after(self.folder / METRICS, progress.step)
             return progress, adapter, self.optimizer.state_dict()
 
@@ -279,17 +274,17 @@ class Run:
         policy, saved = self.recipe.on_divergence, self.folder / "checkpoints"
         self.optimizer.zero_grad(set_to_none=True)
         if policy == "skip" and self.progress.skipped < MOST_SKIPPED:
-            self.progress = replace(self.progress, skipped=self.progress.skipped + 1)
+            self.progress.skipped += 1
             text = f"step {step} left out ({found}; rows {rows})"
-            self.listen("note", {"text": f"{text}: {self.progress.skipped} so far"})
+            self._note(f"{text}: {self.progress.skipped} so far")
             return False
         halved = self.progress.rate_scale / 2
         has_saved = self.ranks.from_first(lambda: any(saved.glob("step-*")))
         if policy == "back" and halved > SMALLEST_RATE and has_saved:
             self._load(self.folder)
-            self.progress = replace(self.progress, rate_scale=halved)
+            self.progress.rate_scale = halved
             text = f"step {step} was no number ({found}; rows {rows}): back to step"
-            self.listen("note", {"text": f"{text} {self.progress.step}, learning rate halved"})
+            self._note(f"{text} {self.progress.step}, learning rate halved")
             return True
         problem = Diverged(
             f"the loss stopped being a number in step {step}; the adapter is as after step "

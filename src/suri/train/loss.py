@@ -18,17 +18,14 @@ MULTIPLE = 16
 """Streams are as many tokens long, or a multiple of it."""
 
 
-def summed_loss(
-    decoder: Decoder, batch: Batch, dropout: Dropout | None = None
-) -> tuple[Tensor, int]:
-    """Cross-entropy (natural log) summed over the batch's learned tokens, and their number.
+def summed_loss(decoder: Decoder, batch: Batch, dropout: Dropout | None = None) -> Tensor:
+    """Cross-entropy (natural log) summed over the batch's learned tokens.
 
     Only the rows of learned tokens reach the last norm and the head.
     """
     learned, targets = learned_rows(batch, decoder.embedding.device)
     hidden = hidden_states(decoder, batch, dropout, learned)
-    loss = head_loss(decoder.norm(hidden), decoder.head, targets, decoder.scorer)
-    return loss, batch.learned_tokens
+    return head_loss(decoder.norm(hidden), decoder.head, targets, decoder.scorer)
 
 
 def hidden_states(

@@ -43,12 +43,17 @@ def _processor() -> str:
     return platform.processor() or "unknown"
 
 
+def dtype_on(device: str) -> torch.dtype:
+    """What models are computed in there: fp32 on a CPU, bf16 on a GPU."""
+    return torch.float32 if device == "cpu" else torch.bfloat16
+
+
 def peak_memory_bytes(device: str) -> int:
     """The most memory this process held: of the GPU where one trains, else resident."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated()
     # Not getrusage: its figure is at least that of the process that started this one.
-    if highest := _status_bytes("VmHWM"):
+    if highest := _kernel_bytes("self/status", "VmHWM"):
         return highest
     try:
         import resource
@@ -58,12 +63,12 @@ def peak_memory_bytes(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
-def _status_bytes(name: str) -> int:
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return 0
-    found = re.search(rf"{name}:\s+(\d+) kB", status.read_text(encoding="utf-8"))
-    return int(found[1]) * 1024 if found else 0
+def _kernel_bytes(file: str, name: str) -> int | None:
+    """What a file in /proc says under a name; None where there is none."""
+    place = Path("/proc") / file
+    text = place.read_text(encoding="utf-8", errors="replace") if place.is_file() else ""
+    found = re.search(rf"{name}:\s+(\d+) kB", text)
+    return int(found[1]) * 1024 if found else None
 
 
 def ran_out_of_memory(problem: BaseException) -> bool:
@@ -75,7 +80,7 @@ def ran_out_of_memory(problem: BaseException) -> bool:
 
 def held_memory_bytes() -> int:
     """What this process holds of the machine's memory now; 0 where that cannot be told."""
-    return _status_bytes("VmRSS")
+    return _kernel_bytes("self/status", "VmRSS") or 0
 
 
 def free_memory_bytes(device: str) -> int | None:
@@ -85,17 +90,8 @@ def free_memory_bytes(device: str) -> int | None:
     """
     if device != "cpu":
         return int(torch.cuda.mem_get_info()[0])
-    facts = Path("/proc/meminfo")
-    if not facts.is_file():
-        return None
-    found = re.search(r"MemAvailable:\s+(\d+) kB", facts.read_text(encoding="ascii"))
-    available = int(found[1]) * 1024 if found else None
-    limits = [
-        limit - used
-        for limit, used in (_container(*names) for names in CONTAINER_FILES)
-        if limit is not None and used is not None
-    ]
-    return min([*limits, *([] if available is None else [available])], default=None)
+    left = [_kernel_bytes("meminfo", "MemAvailable"), *(_container(*f) for f in CONTAINER_FILES)]
+    return min((count for count in left if count is not None), default=None)
 
 
 CONTAINER = Path("/sys/fs/cgroup")
@@ -106,12 +102,10 @@ CONTAINER_FILES = (
 """Limit and use of a container, in that folder: version 2 and version 1."""
 
 
-def _container(*names: str) -> tuple[int | None, int | None]:
-    values = []
-    for name in names:
-        try:
-            text = (CONTAINER / name).read_text(encoding="ascii").strip()
-        except OSError:
-            return None, None
-        values.append(int(text) if text.isdigit() else None)
-    return values[0], values[1]
+def _container(limit: str, used: str) -> int | None:
+    """What a container has left by these two files; None where it has no limit."""
+    try:
+        texts = [(CONTAINER / name).read_text(encoding="ascii").strip() for name in (limit, used)]
+    except OSError:
+        return None
+    return int(texts[0]) - int(texts[1]) if all(text.isdigit() for text in texts) else None

@@ -1,15 +1,14 @@
 """The passes of a step or an evaluation, which all processes of a run make together."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from suri.data.batch import Batch, micro_batches, pack
+from suri.data.batch import Batch, pack
 from suri.data.examples import NOT_LEARNED, Example, Examples
 from suri.errors import DoesNotFit
-from suri.recipe import Recipe
 from suri.train.distributed import Ranks
 from suri.train.engine import Engine
 from suri.train.machine import ran_out_of_memory
@@ -69,18 +68,6 @@ def _smaller(ranks: Ranks, batches: list[Batch]) -> int:
             "`suri fit` tells what a run needs",
         )
     return max(1, -least // 2)
-
-
-def cut(
-    examples: Sequence[Example], recipe: Recipe, token_budget: int, engine: Engine
-) -> list[Batch]:
-    """Examples as micro-batches of up to `token_budget` tokens (0: the recipe's)."""
-    return micro_batches(
-        examples,
-        max_rows=recipe.micro_batch_size,
-        token_budget=token_budget or recipe.token_budget,
-        share_prefix=engine.shares_prefix,
-    )
 
 
 def is_asked(ranks: Ranks, engine: Engine, stop: threading.Event) -> bool:

@@ -1,9 +1,11 @@
-"""Which rows each optimizer step learns, and when a run is evaluated and saved."""
+"""Which rows each step learns, in which batches, and when a run is evaluated and saved."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from suri.data.batch import Lengths, epoch_order
+from suri.data.batch import Batch, Lengths, epoch_order, micro_batches
+from suri.data.examples import Example
 from suri.recipe import Recipe
 
 
@@ -52,3 +54,17 @@ class Plan:
             group_by_length=self.recipe.group_by_length,
         )
         return [int(i) for i in order[place * size : (place + 1) * size]]
+
+
+def batches_of(recipe: Recipe, examples: Sequence[Example], token_budget: int = 0) -> list[Batch]:
+    """Examples as micro-batches of up to `token_budget` tokens (0: the recipe's).
+
+    Our own engine reads what prompts begin with in common once; not with dropout, which differs
+    between the copies of a token.
+    """
+    return micro_batches(
+        examples,
+        max_rows=recipe.micro_batch_size,
+        token_budget=token_budget or recipe.token_budget,
+        share_prefix=recipe.engine == "suri" and recipe.lora_dropout == 0,
+    )

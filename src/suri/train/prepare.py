@@ -3,30 +3,23 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
-import torch
+from typing import Any
 
 from suri.data.cache import encode_table
 from suri.data.encode import Rules, encode_records
 from suri.data.examples import Encoded
 from suri.data.prompt import PROMPT_FILE, Prompt, find_prompt, read_prompt
 from suri.data.split import Rows, load_rows
-from suri.errors import DataError, DoesNotFit, UsageError
-from suri.files import readable_seconds
+from suri.errors import DataError, UsageError
 from suri.model.adapter import Adapter, initial_adapter
 from suri.model.adapter_file import read_adapter
 from suri.model.config import ModelConfig, read_config
-from suri.model.decoder import Decoder
-from suri.model.load import choose_device, load_decoder
+from suri.model.load import choose_device
 from suri.model.tokenizer import Tokenizer, read_tokenizer
 from suri.model.weights import base_identity, find_base
 from suri.recipe import Recipe
-from suri.train.distributed import ALONE, Ranks
-from suri.train.fit import Fit, batches_of, expected_seconds, fit
-from suri.train.machine import free_memory_bytes, held_memory_bytes
 from suri.train.plan import Plan
-from suri.train.run_folder import START
+from suri.train.run_folder import START, goes_on
 
 
 @dataclass(frozen=True)
@@ -42,6 +35,15 @@ class Prepared:
     rows: Rows
     encoded: Encoded
     held_out: Encoded
+
+    @property
+    def plan(self) -> Plan:
+        """Which rows each step learns."""
+        return Plan(self.recipe, self.encoded.examples.lengths)
+
+    def with_settings(self, **settings: Any) -> "Prepared":
+        """The same with other settings, for which nothing need be prepared anew."""
+        return replace(self, recipe=replace(self.recipe, **settings))
 
 
 def prepare(recipe: Recipe, device: str = "") -> Prepared:
@@ -78,44 +80,9 @@ def prepare(recipe: Recipe, device: str = "") -> Prepared:
     return Prepared(recipe, device, base, config, tokenizer, prompt, rows, encoded, held_out)
 
 
-def fit_here(made: Prepared, memory: int | None = None, ranks: Ranks = ALONE) -> Fit:
-    """The run on this machine, or on one with `memory` bytes for each of its processes.
-
-    All processes come to the same, by the one that has least. Where the base fits none of them
-    whole it is cut over them.
-    """
-    process = held_memory_bytes() if made.device == "cpu" and memory is None else None
-    free = memory
-    if memory is None and (left := free_memory_bytes(made.device)) is not None:
-        shared = ranks.on_this_machine if made.device == "cpu" else 1
-        free = left // shared + (process or 0)
-    if ranks.count > 1:
-        least, held = ranks.most(-(free or 1 << 62), process or 0)
-        free, process = int(-least), process and int(held)
-    processes = max(ranks.count, made.recipe.gpus if memory else 1)
-    if made.recipe.shard_base or processes == 1:
-        return _fit(made, made.recipe, free, process, processes)
-    try:
-        return _fit(made, made.recipe, free, process, 1)
-    except DoesNotFit:
-        return _fit(made, replace(made.recipe, shard_base=True), free, process, processes)
-
-
-def _fit(made: Prepared, recipe: Recipe, free: int | None, process: int | None, shards: int) -> Fit:
-    return fit(
-        recipe,
-        made.config,
-        made.encoded.examples,
-        made.held_out.examples,
-        device=made.device,
-        free=free,
-        process=process,
-        shards=shards,
-    )
-
-
-def start_adapter(recipe: Recipe, made: Prepared) -> Adapter:
+def start_adapter(made: Prepared) -> Adapter:
     """The adapter before its first step: a new one, which changes nothing, or start_from's."""
+    recipe = made.recipe
     fresh = initial_adapter(
         made.config,
         r=recipe.lora_r,
@@ -129,8 +96,7 @@ def start_adapter(recipe: Recipe, made: Prepared) -> Adapter:
     if not recipe.start_from.strip():
         return fresh
     kept = Path(recipe.output_dir.strip()) / START  # a run that goes on needs no other folder
-    goes_on = recipe.resume or recipe.resume_from_checkpoint
-    place = kept if goes_on and kept.is_dir() else Path(recipe.start_from.strip())
+    place = kept if goes_on(recipe) and kept.is_dir() else Path(recipe.start_from.strip())
     given = read_adapter(place)
     _check_alike(given, fresh, place)
     return replace(fresh, tensors=given.tensors)
@@ -162,31 +128,9 @@ def _each(adapter: Adapter, of: Callable[[str], float]) -> str:
     return " ".join(str(number) for number in sorted({of(name) for name in adapter.tensors}))
 
 
-def time_here(recipe: Recipe, made: Prepared) -> str:
-    """As `expected_time`, with two layers of the base read for it."""
-    dtype = torch.float32 if made.device == "cpu" else torch.bfloat16
-    decoder = load_decoder(
-        made.base, quantize=recipe.quantize, dtype=dtype, device=made.device, only_layers=2
-    )
-    config = replace(made.config, num_layers=decoder.config.num_layers)
-    start_adapter(recipe, replace(made, config=config)).attach(decoder, trainable=True)
-    return expected_time(recipe, made, decoder)
-
-
-def expected_time(recipe: Recipe, made: Prepared, decoder: Decoder, processes: int = 1) -> str:
-    """A sentence on how long the run's steps take, from timing two layers on its first rows."""
-    examples = made.encoded.examples
-    plan = Plan(recipe, examples.lengths)
-    batch = batches_of(recipe, [examples[i] for i in plan.examples(1)])[0]
-    rows = plan.steps * min(recipe.batch_size, plan.count)
-    tokens = round(rows * float(np.mean(examples.lengths)))
-    seconds = expected_seconds(decoder, made.config.num_layers, batch, tokens) / processes
-    return f"time: about {readable_seconds(seconds)} of training for {tokens:,} tokens"
-
-
 def _prompt(recipe: Recipe, tokenizer: Tokenizer) -> Prompt:
     """The prompt of the recipe; a run that goes on keeps its own, whose file may have changed."""
     folder = Path(recipe.output_dir.strip())
-    if (recipe.resume or recipe.resume_from_checkpoint) and (folder / PROMPT_FILE).is_file():
+    if goes_on(recipe) and (folder / PROMPT_FILE).is_file():
         return read_prompt(folder)
     return find_prompt(recipe.prompt_template_name, tokenizer)

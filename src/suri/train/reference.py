@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from suri.data.batch import Batch
 from suri.errors import UsageError
@@ -15,6 +16,7 @@ from suri.model.adapter import Adapter
 from suri.model.vector_math import settle
 from suri.recipe import Recipe
 from suri.train.engine import Ids
+from suri.train.machine import dtype_on
 
 
 class ReferenceEngine:
@@ -25,12 +27,10 @@ class ReferenceEngine:
     itself that is a plain pair of twice the rank, [A; A0] and [B, -B0], which everybody can read.
     """
 
-    shares_prefix = False
     sharded = False
 
     def __init__(self, recipe: Recipe, base: Path, adapter: Adapter, device: str) -> None:
         self.start = adapter
-        settle()
         self.device = torch.device(device)
         self.model = _peft_model(recipe, base, adapter, device)
         self.weights: dict[str, nn.Parameter] = {
@@ -115,17 +115,11 @@ class ReferenceEngine:
 
 def padded(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """A packed batch as rows: ids, attention mask and targets, each int64 [rows, longest]."""
-    shape = (len(batch.lengths), max(batch.lengths))
-    ids = torch.zeros(shape, dtype=torch.int64)
-    mask = torch.zeros(shape, dtype=torch.int64)
-    targets = torch.full(shape, -100, dtype=torch.int64)
-    start = 0
-    for row, length in enumerate(batch.lengths):
-        part = slice(start, start + length)
-        ids[row, :length] = torch.from_numpy(batch.ids[part])
-        targets[row, :length] = torch.from_numpy(batch.targets[part])
-        mask[row, :length] = 1
-        start += length
+    lengths = list(batch.lengths)
+    ids, targets = torch.from_numpy(batch.ids), torch.from_numpy(batch.targets)
+    mask = pad_sequence(torch.ones_like(ids).split(lengths), batch_first=True)
+    ids = pad_sequence(ids.split(lengths), batch_first=True)
+    targets = pad_sequence(targets.split(lengths), batch_first=True, padding_value=-100)
     return ids, mask, targets
 
 
@@ -133,34 +127,46 @@ def _key(module: str, part: str) -> str:
     return f"base_model.model.{module}.lora_{part}.default.weight"
 
 
-def _peft_model(recipe: Recipe, base: Path, adapter: Adapter, device: str) -> Any:
+def load_transformers(
+    base: Path, quantize: str, dtype: torch.dtype, device: str, **more: Any
+) -> Any:
+    """A causal model of transformers, stored as `quantize` says: none, or nf4 by bitsandbytes.
+
+    `more` goes to `from_pretrained`. Raises UsageError where transformers or peft is missing.
+    """
     try:
-        from peft import LoraConfig, get_peft_model
+        import peft  # noqa: F401
         from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+        from transformers.utils import logging
     except ImportError as problem:
         raise UsageError(
-            f"--engine reference needs the package {problem.name}",
-            do="pip install transformers peft",
+            f"running a model by transformers needs the package {problem.name}",
+            do="pip install 'suri[reference]'",
         ) from None
-    quantization = None
-    if recipe.quantize == "nf4":
-        # On a CPU bitsandbytes packs the weights anew, and peft takes no row's length of those.
-        if recipe.lora_variant == "dora" and device == "cpu":
-            raise UsageError(
-                "DoRA on a base in nf4 needs a GPU", do="--quantize none, with --overwrite"
-            )
-        quantization = BitsAndBytesConfig(
+    storage = None
+    if quantize == "nf4":
+        storage = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.float32 if device == "cpu" else torch.bfloat16,
+            bnb_4bit_compute_dtype=dtype,
         )
-    model = AutoModelForCausalLM.from_pretrained(
-        base,
-        dtype=torch.float32 if device == "cpu" else torch.bfloat16,
-        quantization_config=quantization,
-        device_map={"": device},
+    settle()
+    logging.disable_progress_bar()
+    return AutoModelForCausalLM.from_pretrained(
+        base, dtype=dtype, quantization_config=storage, device_map={"": device}, **more
     )
+
+
+def _peft_model(recipe: Recipe, base: Path, adapter: Adapter, device: str) -> Any:
+    # On a CPU bitsandbytes packs the weights anew, and peft takes no row's length of those.
+    if recipe.quantize == "nf4" and recipe.lora_variant == "dora" and device == "cpu":
+        raise UsageError(
+            "DoRA on a base in nf4 needs a GPU", do="--quantize none, with --overwrite"
+        )
+    model = load_transformers(base, recipe.quantize, dtype_on(device), device)
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.r,

@@ -13,30 +13,30 @@ import numpy as np
 
 from suri.data.encode import encode_prompt
 from suri.data.findings import KINDS, SHOWN
-from suri.data.prompt import Prompt
-from suri.data.records import Record, write_records
+from suri.data.records import write_records
 from suri.files import disk_errors_explained, write_json
 from suri.locks import claiming
 from suri.model.adapter import Adapter
 from suri.model.adapter_file import CONFIG_FILE, WEIGHTS_FILE, write_adapter
-from suri.model.tokenizer import Tokenizer
 from suri.recipe import Recipe
 from suri.train.budget import ON_CPU
 from suri.train.checkpoint import Progress
 from suri.train.distributed import Ranks, joined, sharder, was_restarted
 from suri.train.engine import Answerer, Engine, SuriEngine
+from suri.train.fit import expected_time, fit_here
 from suri.train.loop import Listener, Run
 from suri.train.machine import peak_memory_bytes
-from suri.train.plan import Plan
-from suri.train.prepare import Prepared, expected_time, fit_here, prepare, start_adapter
+from suri.train.prepare import Prepared, prepare, start_adapter
 from suri.train.run_folder import (
     BASE,
     START,
     after_restart,
     finish_run,
+    goes_on,
     open_run,
     recorded_recipe,
     refuse_other_inputs,
+    run_folder_of,
 )
 from suri.train.trackers import reporting
 
@@ -70,55 +70,37 @@ def _nobody(event: str, numbers: dict[str, Any]) -> None:
 
 def _going_on(recipe: Recipe) -> Recipe:
     """The recipe, or where a run goes on the one that it was started with."""
+    folder = run_folder_of(recipe)
     if was_restarted():
-        recipe = after_restart(recipe, run_folder_of(recipe))
-    if recipe.resume or recipe.resume_from_checkpoint:
-        recipe = recorded_recipe(run_folder_of(recipe), recipe)
-        recipe = replace(recipe, output_dir=str(run_folder_of(recipe)))
+        recipe = after_restart(recipe, folder)
+    if goes_on(recipe):
+        recipe = replace(recorded_recipe(folder, recipe), output_dir=str(folder))
     return recipe
-
-
-def run_folder_of(recipe: Recipe) -> Path:
-    """The folder of a run: output_dir, or the one around the checkpoint that a resume names."""
-    named = Path(recipe.resume_from_checkpoint.strip())
-    if not recipe.resume_from_checkpoint:
-        return Path(recipe.output_dir.strip())
-    return named.parent.parent if named.parent.name == "checkpoints" else named
 
 
 def _train(recipe: Recipe, listen: Listener, answerer: Answerer, ranks: Ranks) -> dict[str, Any]:
     began = time.perf_counter()
     made = ranks.in_turn(lambda: prepare(recipe))
     planned = fit_here(made, ranks=ranks) if recipe.engine == "suri" else None
-    recipe = (
-        planned.recipe if planned else replace(recipe, token_budget=recipe.token_budget or ON_CPU)
-    )
-    adapter = start_adapter(recipe, made)
-    adapter_bytes = sum(4 * (a.numel() + b.numel()) for a, b in adapter.tensors.values())
-    folder = ranks.from_first(lambda: _open(recipe, made, adapter, adapter_bytes))
-    for text in [*_notes(recipe, made), _summary(recipe, made, adapter_bytes)]:
-        listen("note", {"text": text})
     if planned:
-        listen("note", {"text": planned.sentence()})
+        made = planned.made
+    else:
+        made = made.with_settings(token_budget=recipe.token_budget or ON_CPU)
+    adapter = start_adapter(made)
+    folder = ranks.from_first(lambda: _open(made, adapter))
+    notes = [*_notes(made), _summary(made, adapter)]
+    if planned:
+        notes.append(planned.sentence())
     if ranks.count > 1:
-        listen("note", {"text": ranks.sentence(sharded=recipe.shard_base)})
-    engine = _engine(recipe, made, adapter, answerer, ranks)
+        notes.append(ranks.sentence(sharded=made.recipe.shard_base))
+    for text in notes:
+        listen("note", {"text": text})
+    engine = _engine(made, adapter, answerer, ranks)
     if isinstance(engine, SuriEngine):
-        listen("note", {"text": expected_time(recipe, made, engine.decoder, ranks.count)})
-    samples = made.rows.held_out[:SAMPLES]
-    run = Run(
-        recipe=recipe,
-        device=made.device,
-        folder=folder,
-        engine=engine,
-        train=made.encoded.examples,
-        held_out=made.held_out.examples,
-        sample=lambda: _sample(engine, samples, made.tokenizer, made.prompt),
-        listen=listen,
-        ranks=ranks,
-    )
+        listen("note", {"text": expected_time(made, engine.decoder, ranks.count)})
+    run = Run(made, folder, engine, lambda: _sample(made, engine), listen, ranks)
     progress = run.train_all()
-    result = _result(recipe, progress, made) | {
+    result = _result(made, progress) | {
         "stopped_early": progress.step < run.plan.steps,
         "memory_estimate": planned.estimate.as_json() if planned else None,
         "peak_memory_bytes": int(ranks.most(peak_memory_bytes(made.device))[0]),
@@ -127,7 +109,7 @@ def _train(recipe: Recipe, listen: Listener, answerer: Answerer, ranks: Ranks) -
     }
     if ranks.first:
         _publish_adapter(folder, engine, progress)
-        finish_run(folder, recipe, result)
+        finish_run(folder, made.recipe, result)
     return result
 
 
@@ -154,9 +136,8 @@ def _facts(run: Run, adapter: Adapter) -> dict[str, Any]:
     }
 
 
-def _engine(
-    recipe: Recipe, made: Prepared, adapter: Adapter, answerer: Answerer, ranks: Ranks
-) -> Engine:
+def _engine(made: Prepared, adapter: Adapter, answerer: Answerer, ranks: Ranks) -> Engine:
+    recipe = made.recipe
     if recipe.engine == "suri":
         probe = made.encoded.examples.ids[:PROBE]
         shard = sharder(made.device) if recipe.shard_base and ranks.count > 1 else None
@@ -166,19 +147,12 @@ def _engine(
     return ReferenceEngine(recipe, made.base, adapter, made.device)
 
 
-def _open(recipe: Recipe, made: Prepared, adapter: Adapter, adapter_bytes: int) -> Path:
+def _open(made: Prepared, adapter: Adapter) -> Path:
     """The run folder, with everything in it that is there before the first step."""
-    folder = open_run(recipe, adapter_bytes)
-    goes_on = recipe.resume or bool(recipe.resume_from_checkpoint)
-    _write_inputs(folder, made, adapter, goes_on=goes_on)
-    return folder
-
-
-def _write_inputs(folder: Path, made: Prepared, adapter: Adapter, *, goes_on: bool) -> None:
-    """What describes the run's input, written before the first step."""
+    folder = open_run(made.recipe, 4 * _numbers(adapter))
     left_out = [row + 1 for row in made.encoded.left_out]
     facts = made.rows.facts | {"encoded": made.encoded.counts, "left_out_rows": left_out}
-    if goes_on:
+    if goes_on(made.recipe):
         refuse_other_inputs(folder, facts, adapter.base)
     elif made.recipe.start_from.strip():
         write_adapter(folder / START, adapter)
@@ -187,11 +161,16 @@ def _write_inputs(folder: Path, made: Prepared, adapter: Adapter, *, goes_on: bo
     write_records(folder / "held_out.jsonl", made.rows.held_out)
     made.prompt.save(folder)
     made.tokenizer.save(folder)
+    return folder
 
 
-def _notes(recipe: Recipe, made: Prepared) -> list[str]:
+def _numbers(adapter: Adapter) -> int:
+    return sum(a.numel() + b.numel() for a, b in adapter.tensors.values())
+
+
+def _notes(made: Prepared) -> list[str]:
     """What a user should hear about the settings and the data before the run."""
-    rows, encoded, notes = made.rows, made.encoded, []
+    recipe, rows, encoded, notes = made.recipe, made.rows, made.encoded, []
     if recipe.start_from.strip():
         notes.append(f"begins with the weights of {recipe.start_from.strip()}, all else anew")
     if not recipe.add_eos_token:
@@ -217,19 +196,18 @@ def _notes(recipe: Recipe, made: Prepared) -> list[str]:
     return notes
 
 
-def _summary(recipe: Recipe, made: Prepared, adapter_bytes: int) -> str:
+def _summary(made: Prepared, adapter: Adapter) -> str:
     train, held_out = made.encoded.examples, made.held_out.examples
-    steps = Plan(recipe, train.lengths).steps
     return (
-        f"{len(train)} rows to train, {len(held_out)} held out; {steps} steps "
-        f"of {recipe.batch_size} rows; adapter of {adapter_bytes // 4:,} numbers on {made.device}"
+        f"{len(train)} rows to train, {len(held_out)} held out; {made.plan.steps} steps of "
+        f"{made.recipe.batch_size} rows; adapter of {_numbers(adapter):,} numbers on {made.device}"
     )
 
 
-def _sample(
-    engine: Engine, records: list[Record], tokenizer: Tokenizer, prompt: Prompt
-) -> list[dict[str, str]]:
-    prompts = [encode_prompt(record, tokenizer, prompt) for record in records]
+def _sample(made: Prepared, engine: Engine) -> list[dict[str, str]]:
+    """Answers to some held-out rows, beside those that are expected."""
+    records, tokenizer = made.rows.held_out[:SAMPLES], made.tokenizer
+    prompts = [encode_prompt(record, tokenizer, made.prompt) for record in records]
     answers = engine.answers(list(prompts), tokenizer.eos_id, SAMPLE_TOKENS)
     return [
         {
@@ -251,8 +229,8 @@ def _publish_adapter(folder: Path, engine: Engine, progress: Progress) -> None:
         shutil.copyfile(folder / "best" / name, folder / name)
 
 
-def _result(recipe: Recipe, progress: Progress, made: Prepared) -> dict[str, Any]:
-    best = progress.best_loss
+def _result(made: Prepared, progress: Progress) -> dict[str, Any]:
+    recipe, best = made.recipe, progress.best_loss
     return {
         "steps": progress.step,
         "rows": len(made.encoded.examples),

@@ -1,6 +1,7 @@
 """The run folder: what a training writes beside its adapter, and whose folder it is."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from suri.errors import UsageError
 from suri.files import LOCK, make_folder, need_space, sweep, write_json, write_text
 from suri.manifest import MANIFEST, write_manifest
 from suri.model.adapter_file import is_adapter
-from suri.reading import read_object
+from suri.reading import read_json_lines, read_object, well_formed
 from suri.recipe import Recipe, recipe_from_toml, settings_of
 from suri.train.machine import environment
 
@@ -25,12 +26,25 @@ SPACE_BYTES = 200_000_000
 """Free space asked for before a run, beside six times the adapter (two checkpoints and moments)."""
 
 
+def goes_on(recipe: Recipe) -> bool:
+    """Whether a run that was stopped is to go on."""
+    return recipe.resume or bool(recipe.resume_from_checkpoint)
+
+
+def run_folder_of(recipe: Recipe) -> Path:
+    """The folder of a run: output_dir, or the one around the checkpoint that a resume names."""
+    named = Path(recipe.resume_from_checkpoint.strip())
+    if not recipe.resume_from_checkpoint:
+        return Path(recipe.output_dir.strip())
+    return named.parent.parent if named.parent.name == "checkpoints" else named
+
+
 def open_run(recipe: Recipe, adapter_bytes: int) -> Path:
     """Make or take over output_dir; raises UsageError where it is somebody else's or finished."""
     folder = Path(recipe.output_dir.strip())
     make_folder(folder)
     need_space(folder, 6 * adapter_bytes + SPACE_BYTES, "the run")
-    if recipe.resume or recipe.resume_from_checkpoint:
+    if goes_on(recipe):
         for place in (folder, folder / "best", folder / "checkpoints"):
             sweep(place)
         return folder
@@ -140,6 +154,14 @@ def refuse_other_inputs(folder: Path, data: dict[str, Any], base: dict[str, Any]
             found="; ".join(differing),
             do="bring them back to go on, or start anew with --overwrite",
         )
+
+
+def forget_after(metrics: Path, step: int) -> None:
+    """Drop figures of steps that will be done again, so that each step stands there once."""
+    lines = read_json_lines(metrics)
+    with well_formed(metrics):
+        kept = [json.dumps(line, ensure_ascii=False) for line in lines if line["step"] <= step]
+    write_text(metrics, "".join(f"{line}\n" for line in kept))
 
 
 def finish_run(folder: Path, recipe: Recipe, result: dict[str, Any]) -> None:

@@ -105,7 +105,7 @@ def find_runs(place: Path, where: Sequence[str] = ()) -> list[RunEntry]:
         raise UsageError(f"{place}: no such folder")
     wanted = [_condition(text) for text in where]
     runs = []
-    for folder in _folders(place):
+    for folder, _ in folders_below(place, DEEPEST):
         try:
             run = read_run(folder)
         except SuriError:
@@ -122,15 +122,13 @@ def _condition(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _folders(place: Path) -> Iterator[Path]:
-    start = len(place.parts)
-    for folder, below, files in os.walk(place):
-        deep = len(Path(folder).parts) - start >= DEEPEST
-        below[:] = [] if deep else sorted(
-            name for name in below if not name.startswith(".") and name not in INSIDE
-        )  # fmt: skip
-        if "recipe.toml" in files and "environment.json" in files:
-            yield Path(folder)
+def folders_below(place: Path, deepest: int) -> Iterator[tuple[Path, list[str]]]:
+    """A folder and those below it, each with its files' names; none hidden, none inside a run."""
+    for name, below, files in os.walk(place):
+        folder = Path(name)
+        deep = len(folder.relative_to(place).parts) >= deepest
+        below[:] = sorted(n for n in below if not (deep or n.startswith(".") or n in INSIDE))
+        yield folder, files
 
 
 def differing(one: RunEntry, other: RunEntry) -> list[tuple[str, Any, Any]]:

@@ -32,10 +32,10 @@ from suri.web.api_metrics import Metrics
 class Limits:
     """How much may be asked for."""
 
-    most_tokens: int = 512
+    most_tokens: int
     """Of one answer."""
-    most_prompt_tokens: int = 8192
-    most_requests: int = 64
+    most_prompt_tokens: int
+    most_requests: int
     """Read, waiting and being answered at once; further ones are refused."""
 
 
@@ -244,18 +244,15 @@ def _event(value: dict[str, Any]) -> str:
 
 
 def build_app(
-    served: Served, limits: Limits, *, host: str = "127.0.0.1", password: str = "",
-    runs: Path | None = None,
-) -> tuple[Guard, Api]:  # fmt: skip
+    served: Served, limits: Limits, *, host: str, password: str, runs: Path | None
+) -> tuple[Guard, Api]:
     """The application, and what answers in it: close its line in the end.
 
     With a folder of runs, all other paths show the page.
     """
     metrics = Metrics()
     api = Api(served, limits, metrics)
-    handlers: dict[Any, Any] = {
-        Refusal: _refuse, HTTPException: _refuse_path, Exception: _fail,
-    }  # fmt: skip
+    handlers: dict[Any, Any] = {Refusal: _refuse, HTTPException: _refuse_path, Exception: _fail}
     app = Starlette(routes=routes(api), exception_handlers=handlers)
     if runs:
         from suri.web.page import mount_page

@@ -1,6 +1,8 @@
-"""Who reaches a server: this machine alone, or others, who then must know a password."""
+"""A server's doors: who reaches it, who must know a password, and how it is closed."""
 
 import ipaddress
+import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -80,6 +82,11 @@ def _place(origin: str) -> str | None:
     except ValueError:
         return None
     return parts.netloc.lower() if parts.scheme in ("http", "https") else None
+
+
+def clean_up_on_sigterm() -> None:
+    """Let SIGTERM end this process as an error does; by itself it leaves temporary files."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def unusable(what: str, server_name: str, port: int, problem: Exception) -> UsageError:

@@ -17,7 +17,7 @@ import gradio as gr  # noqa: E402
 from suri.infer.served import Served  # noqa: E402
 from suri.infer.shelf import Shelf  # noqa: E402
 from suri.train.jobs import Runs  # noqa: E402
-from suri.web.doors import same_site, unusable  # noqa: E402
+from suri.web.doors import clean_up_on_sigterm, same_site, unusable  # noqa: E402
 from suri.web.page_chat import chat_tab  # noqa: E402
 from suri.web.page_results import Results, results_tab  # noqa: E402
 from suri.web.page_train import Trainer, train_tab  # noqa: E402
@@ -33,6 +33,7 @@ def open_page(
 
     Raises UsageError when the address cannot be used.
     """
+    clean_up_on_sigterm()
     page = build_page(served, runs)
     try:
         _, address, public = page.launch(

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import weakref
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,13 @@ class Results:
 
     def __init__(self, runs: Runs, say: Words) -> None:
         self.runs, self.say = runs, say
-        self.copies = tempfile.mkdtemp(prefix="suri-page-")
-        weakref.finalize(self, shutil.rmtree, self.copies, ignore_errors=True)
+
+    @cached_property
+    def copies(self) -> str:
+        """A folder for what is downloaded: made with the first of it, gone when the page ends."""
+        folder = tempfile.mkdtemp(prefix="suri-page-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return folder
 
     def choices(self, chosen: str) -> list[Any]:
         """The table of runs, and the choices as they are now."""

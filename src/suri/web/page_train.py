@@ -1,19 +1,26 @@
 """The Train tab: rows looked at, a run started as a process of its own and watched by its files."""
 
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from suri.data.check import Report
-from suri.data.findings import KINDS
-from suri.data.preview import marked
+from suri.data.check import Report, check_rows
+from suri.data.encode import Rules, encode_records
+from suri.data.findings import KINDS, Findings
+from suri.data.preview import marked, pieces_of
+from suri.data.prompt import find_prompt
+from suri.data.records import Record, stream_records
+from suri.data.split import load_rows
 from suri.files import readable_bytes, readable_seconds
 from suri.infer.served import Served
 from suri.infer.shelf import MODEL_FILES
+from suri.model.tokenizer import read_tokenizer
+from suri.model.weights import find_base
 from suri.recipe import EMBEDDED, Recipe, with_settings
 from suri.train.jobs import Runs
-from suri.train.look import look_at
 from suri.train.runs import RunEntry, steps_planned
 from suri.web.page_words import AT_ONCE, QUIET, Points, Words, block, curves, line, told
 
@@ -21,6 +28,7 @@ BUNDLED_ROWS = ("bundled:32", "bundled:300", "bundled:2000", "bundled:300:zh")
 METHODS = {"LoRA": "none", "int8": "int8", "QLoRA": "nf4"}
 NUMBERS = ("max_steps", "num_epochs", "learning_rate", "cutoff_len", "lora_r")
 DATA = "data"
+SHOWN_ROWS = 3
 EVERY_SECONDS = 2
 
 
@@ -98,10 +106,20 @@ class Trainer:
     def look(self, *given: Any) -> str:
         """What is wrong with the rows, and which of the first rows' tokens are learned."""
         recipe = with_settings(Recipe(), self.settings(*given), "page")
-        report, rows = look_at(recipe, 3)
-        said = self._checked(report) if report else line(self.say("made_here"))
-        tokens = (f"<pre class='tokens'>{marked(row)}</pre>" for row in rows)
-        return said + line(self.say("coloured")) + "".join(tokens)
+        tokenizer = read_tokenizer(find_base(recipe.base_model))
+        prompt = find_prompt(recipe.prompt_template_name, tokenizer)
+        rows: Iterable[tuple[object, Record]]
+        if recipe.data_path in BUNDLED_ROWS:
+            said, rows = line(self.say("made_here")), load_rows(recipe).train
+        else:
+            report = check_rows(recipe.data_path, tokenizer=tokenizer, prompt=prompt)
+            said, rows = self._checked(report), stream_records(recipe.data_path, Findings())
+        first = [record for _, record in islice(rows, SHOWN_ROWS)]
+        rules = Rules(recipe.cutoff_len, recipe.train_on_inputs, recipe.overlong)
+        examples = encode_records(first, tokenizer, prompt, rules).examples
+        shown = (marked(pieces_of(example, tokenizer)) for example in examples)
+        tokens = "".join(f"<pre class='tokens'>{row}</pre>" for row in shown)
+        return said + line(self.say("coloured")) + tokens
 
     def _checked(self, report: Report) -> str:
         """How many rows can be used, and the first problems of the others."""

@@ -9,7 +9,7 @@ import uvicorn
 
 from suri.infer.served import Served
 from suri.web.api import Api, Limits, build_app
-from suri.web.doors import unusable
+from suri.web.doors import clean_up_on_sigterm, unusable
 
 BACKLOG = 256
 MOST_CONNECTIONS = 500
@@ -25,6 +25,7 @@ def serve_api(
 
     Raises UsageError when the address cannot be used.
     """
+    clean_up_on_sigterm()
     listener = _listen(server_name, port)
     host = f"[{server_name}]" if ":" in server_name else server_name
     app, api = build_app(served, limits, host=server_name, password=password, runs=runs)
