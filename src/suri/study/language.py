@@ -1,5 +1,6 @@
 """The language of a report: every text by its name, in English and Chinese, from one file."""
 
+import re
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 from suri.errors import UsageError
 
 LANGUAGES = ("en", "zh")
+ELSEWHERE = "elsewhere"
 TEMPLATES = Path(__file__).with_name("templates")
 _language: ContextVar[str] = ContextVar("language", default="en")
 
@@ -34,8 +36,17 @@ def tr(name: str, /, **values: Any) -> str:
 
     What has no text, such as a number, is the same in every language.
     """
-    text = texts().get(name, (name, name))[LANGUAGES.index(_language.get())]
+    known = texts().get(name)
+    text = known[LANGUAGES.index(_language.get())] if known else _from_elsewhere(name)
     return text.format(**values) if values else text
+
+
+def _from_elsewhere(text: str) -> str:
+    """A text that another part of Suri wrote down, in the language spoken where it is known."""
+    if _language.get() == "en":
+        return text
+    tried = ((re.fullmatch(each, text), said) for each, said in _tables()[ELSEWHERE].items())
+    return next((match.expand(said) for match, said in tried if match), text)
 
 
 def names_in(table: str) -> list[str]:
@@ -46,7 +57,8 @@ def names_in(table: str) -> list[str]:
 @cache
 def texts() -> dict[str, tuple[str, str]]:
     """English and Chinese of every text that a report can hold, by its name."""
-    found = [item for table in _tables().values() for item in table.items()]
+    tables = (table for name, table in _tables().items() if name != ELSEWHERE)
+    found = [item for table in tables for item in table.items()]
     return {name: (name, text) if isinstance(text, str) else (*text,) for name, text in found}
 
 

@@ -102,7 +102,7 @@ def certificates(summary: Summary) -> list[Table]:
     for name, certificate in summary["certificates"].items():
         rows = [
             (
-                check["name"],
+                tr(check["name"]),
                 f"{check['figure']:.3g}",
                 f"{'≥' if check['at_least'] else '≤'} {check['limit']:g}",
                 verdicts[check["passed"]],
