@@ -59,17 +59,6 @@ def test_a_hub_id_is_taken_from_the_cache(model, tmp_path, monkeypatch, capsys):
     assert "# alpaca/tiny, in another format" in (out / "README.md").read_text()
 
 
-@pytest.mark.slow
-def test_the_embedded_base_as_metas(tmp_path, capsys):
-    import torch
-
-    out = tmp_path / "out"
-    main(["convert", "embedded", "--to", "meta", "--output_dir", str(out)])
-    assert capsys.readouterr().out.splitlines()[-1] == f"PASS meta {out}"
-    state = torch.load(out / "consolidated.00.pth", weights_only=True, mmap=True)
-    assert state["tok_embeddings.weight"].equal(state["output.weight"])
-
-
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [

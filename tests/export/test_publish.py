@@ -114,11 +114,11 @@ def test_a_full_disk_is_one_message(base, adapter, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quantize", ["none", "nf4"])
-def test_the_embedded_base_merges_both_ways(embedded, tmp_path, quantize):
+def test_the_embedded_base_as_nf4_merges_both_ways(embedded, tmp_path):
+    # As it is, and in fp32, the whole path merges it.
     adapter = initial_adapter(
         read_config(embedded), r=8, alpha=16.0, targets=LINEARS, seed=1,
-        base=base_identity(embedded, quantize),
+        base=base_identity(embedded, "nf4"),
     )  # fmt: skip
     generator = torch.Generator().manual_seed(3)
     pairs = {
@@ -126,10 +126,8 @@ def test_the_embedded_base_merges_both_ways(embedded, tmp_path, quantize):
         for name, (a, b) in adapter.tensors.items()
     }
     write_adapter(tmp_path / "adapter", dataclasses.replace(adapter, tensors=pairs))
-    for write, out in ((write_hf, "hf"), (write_meta, "meta")):
-        certificate = write(None, tmp_path / "adapter", tmp_path / out)
+    for write, dtype in ((write_hf, "float16"), (write_meta, "bfloat16")):
+        certificate = write(None, tmp_path / "adapter", tmp_path / dtype, dtype)
         assert certificate.passed
-        assert certificate.record["base"]["quantize"] == quantize
-    assert verify(tmp_path / "meta")[0].passed
-    for dtype in ("float16", "bfloat16"):
-        assert write_meta(None, tmp_path / "adapter", tmp_path / dtype, dtype).passed
+        assert certificate.record["base"]["quantize"] == "nf4"
+    assert verify(tmp_path / "bfloat16")[0].passed
