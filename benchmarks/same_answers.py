@@ -72,14 +72,17 @@ def prepare(place: Path) -> dict[str, Path]:
     return folders
 
 
-def compare(folders: dict[str, Path]) -> dict[str, Any]:
-    """How far the answers go together, by reader, and where a tie ends the comparison."""
+def compare(folders: dict[str, Path], every: int = 1) -> dict[str, Any]:
+    """How far the answers go together, by reader, and where a tie ends the comparison.
+
+    `every`: of the prompts only every so many is asked.
+    """
     ours = open_model(str(folders["adapter"]), dtype="float32")
     records = read_records(folders["adapter"] / "held_out.jsonl")[:HELD_OUT]
     records += [Record(question, "", "") for question in QUESTIONS]
     prompts = [
         [int(i) for i in encode_prompt(replace(r, output=""), ours.tokenizer, ours.prompt)]
-        for r in records
+        for r in records[::every]
     ]
     eos = ours.tokenizer.eos_id
     answers = greedy(str(folders["adapter"]), prompts)

@@ -33,12 +33,12 @@ def folders(script, tmp_path_factory) -> dict[str, Path]:
 
 
 def test_four_programs_answer_alike(script, folders):
-    found = script.compare(folders)
-    assert found["prompts"] == 20
-    assert found["answers_that_training_changed"] >= 10
-    assert found["tokens_before_a_tie"] >= 60
+    found = script.compare(folders, every=3)
+    assert found["prompts"] == 7
+    assert found["answers_that_training_changed"] >= 4
+    assert found["tokens_before_a_tie"] >= 20
     assert {name: reader["same_up_to_a_tie"] for name, reader in found["readers"].items()} == {
-        "transformers": 20, "meta_decoder": 20, "llama.cpp": 20
+        "transformers": 7, "meta_decoder": 7, "llama.cpp": 7
     }  # fmt: skip
 
 
@@ -53,8 +53,8 @@ def test_another_adapter_answers_otherwise(script, folders, tmp_path, embedded):
             "--base_model", str(embedded),
         )  # fmt: skip
         folders[to] = out
-    for reader in script.compare(folders)["readers"].values():
-        assert reader["same_up_to_a_tie"] < 15
+    for reader in script.compare(folders, every=3)["readers"].values():
+        assert reader["same_up_to_a_tie"] < 5
 
 
 def test_llama_cpp_cuts_text_as_the_embedded_base_does(script, tmp_path, embedded):
