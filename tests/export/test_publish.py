@@ -115,7 +115,7 @@ def test_a_full_disk_is_one_message(base, adapter, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_embedded_base_as_nf4_merges_both_ways(embedded, tmp_path):
-    # As it is, and in fp32, the whole path merges it.
+    # As it is, in fp32, the demo and the test of four programs merge it.
     adapter = initial_adapter(
         read_config(embedded), r=8, alpha=16.0, targets=LINEARS, seed=1,
         base=base_identity(embedded, "nf4"),
