@@ -271,7 +271,7 @@ def test_gradients_and_training_state_are_left_alone(decoder, prompts):
     pieces.close()
 
 
-@pytest.mark.parametrize("count", [4, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [4, pytest.param(50, marks=pytest.mark.soak)])
 def test_the_embedded_base_answers_as_in_transformers(embedded, count):
     """Greedy, in fp32, token for token; and each the same alone as among the others."""
     asked = read_records(ROOT / "mini_data.json")[:count]
