@@ -1,5 +1,6 @@
 """One trained adapter gives the same greedy answers in four programs, llama.cpp among them."""
 
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -43,17 +44,11 @@ def test_four_programs_answer_alike(script, folders):
 
 
 def test_another_adapter_answers_otherwise(script, folders, tmp_path, embedded):
-    """The comparison can fail: merges that another adapter is in."""
-    folders = dict(folders)
+    """The comparison can fail: the merges are not of the adapter that they are held against."""
     other = make_adapter(tmp_path / "other", embedded, r=8, lora_alpha=0.5)
-    for to, dtype in script.MERGES.items():
-        out = tmp_path / f"other-{to}"
-        script.suri(
-            "merge", str(other), "--to", to, "--dtype", dtype, "--output_dir", str(out),
-            "--base_model", str(embedded),
-        )  # fmt: skip
-        folders[to] = out
-    for reader in script.compare(folders, every=3)["readers"].values():
+    for name in ("held_out.jsonl", "prompt.json", "base.json"):
+        shutil.copyfile(folders["adapter"] / name, other / name)
+    for reader in script.compare(folders | {"adapter": other}, every=3)["readers"].values():
         assert reader["same_up_to_a_tie"] < 5
 
 
