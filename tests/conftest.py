@@ -33,9 +33,8 @@ LLAMA3_ROPE = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, so that no process waits for the other in the end."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Whole commands come first: they take longest, and none shall be waited for in the end."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
 
 
 def missing(reason: str) -> NoReturn:

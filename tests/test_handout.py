@@ -65,6 +65,7 @@ def finetuned(desk: Path, tiny: Path) -> Path:
     return desk / "lora-alpaca"
 
 
+@pytest.mark.slow
 def test_finetune_as_printed(finetuned: Path) -> None:
     recipe = recipe_from_toml(finetuned / "recipe.toml")
     assert (recipe.batch_size, recipe.micro_batch_size, recipe.val_set_size) == (2, 1, 2)
@@ -75,6 +76,7 @@ def test_finetune_as_printed(finetuned: Path) -> None:
     assert len((finetuned / "held_out.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_generate_as_printed_opens_the_page(finetuned: Path, desk: Path, tiny: Path) -> None:
     command = printed("handout.md", "generate.py")
     assert "'./lora-alpaca '" in command
@@ -90,6 +92,7 @@ def test_generate_as_printed_opens_the_page(finetuned: Path, desk: Path, tiny: P
     assert "Suri" in page, output
 
 
+@pytest.mark.slow
 def test_merges_as_printed(finetuned: Path, desk: Path, tiny: Path) -> None:
     commands = printed("handout.md", "suri merge").strip().splitlines()
     assert [("--to hf" in c, "--to meta" in c) for c in commands] == [(True, False), (False, True)]

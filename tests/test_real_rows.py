@@ -30,7 +30,8 @@ def run(real_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     main(
         ["train", "--data_path", str(folder / "train.json"), "--val_set_path",
          str(folder / "held.json"), "--output_dir", str(folder / "run"), "--num_epochs", "1",
-         "--batch_size", "4", "--learning_rate", "2e-3", "--cutoff_len", "256", "--eval_steps", "16"]
+         "--batch_size", "4", "--learning_rate", "2e-3", "--cutoff_len", "256",
+         "--eval_steps", "16"]
     )  # fmt: skip
     return folder / "run"
 

@@ -30,6 +30,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads(out.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_every_row_says_something_with_its_raw_values(result: dict[str, Any]) -> None:
     figures = result["figures"]
     assert list(dict.fromkeys(f["row"] for f in figures)) == ROWS
@@ -60,6 +61,7 @@ def test_every_check_compared_numbers_and_could_have_failed(result: dict[str, An
     assert all(check["error"] > 0 for check in checks if "loss" not in check["what"])
 
 
+@pytest.mark.slow
 def test_a_difference_is_found(tmp_path: Path) -> None:
     code = """
 import sys

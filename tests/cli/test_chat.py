@@ -66,6 +66,7 @@ def test_the_handouts_command_reaches_the_model(words, tmp_path):
         run_chat(tidy(handout + words))
 
 
+@pytest.mark.slow
 def test_a_port_in_use_gets_a_message(tiny):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -105,6 +106,7 @@ def test_a_file_of_instructions_is_answered(tmp_path, tiny, capsys):
         run_generate([str(asked), "--model", str(tiny)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["*7", "*16", "*19", "*39"])
 def test_a_file_of_instructions_goes_on_where_it_was_killed(tmp_path, tiny, capsys, place):
     """Sampled answers, and a kill in or behind a batch: they end as if there had been none."""

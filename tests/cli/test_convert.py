@@ -23,6 +23,7 @@ def model(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_last_line_says_pass_and_the_next_format_takes_it(model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SURI_CACHE", str(tmp_path / "cache"))

@@ -72,6 +72,7 @@ def test_few_steps_have_no_curve() -> None:
     assert len(loss_curve(FALLING)) == 13
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_a_training_ends_with_its_curve(tiny: Path, tmp_path: Path, encoding: str) -> None:
     rows = [Record(f"say {n}", "", "y" * (n % 7 + 1)) for n in range(20)]

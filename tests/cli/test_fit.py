@@ -33,6 +33,7 @@ def test_what_does_not_fit_ends_with_4_and_names_what_does() -> None:
     assert call("fit", "--base_model", SEVEN_B, "--memory", "12 gigs").returncode == 2
 
 
+@pytest.mark.slow
 def test_on_this_machine_the_time_is_told(tiny: Path, tmp_path: Path) -> None:
     found = call("fit", "--base_model", str(tiny), "--data_path", "bundled:40", cwd=tmp_path)
     assert found.returncode == 0, found.stderr

@@ -51,6 +51,7 @@ def test_alpaca_loras_command_gives_its_settings() -> None:
     assert parse(Recipe, [], "suri train") == Recipe()
 
 
+@pytest.mark.slow
 def test_help_loads_no_torch() -> None:
     code = (
         "import sys; from suri.cli.main import main\n"
@@ -184,6 +185,7 @@ def test_too_little_space_is_said_before_the_run(
     assert "1.0 MB free" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_during_the_run(tiny: Path, tmp_path: Path) -> None:
     """Files may not grow beyond 12 kB: the first saved adapter does not fit."""
     (tmp_path / "rows.json").write_text(json.dumps([GOOD] * 9))

@@ -40,6 +40,7 @@ def folders(tmp_path_factory) -> tuple[Path, Path]:
     return base, run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["hf", "meta", "gguf"])
 def test_the_last_line_says_pass_and_where(folders, tmp_path, monkeypatch, capsys, to):
     monkeypatch.chdir(tmp_path)
@@ -56,6 +57,7 @@ def test_the_last_line_says_pass_and_where(folders, tmp_path, monkeypatch, capsy
     assert capsys.readouterr().out.splitlines()[-1] == f"PASS {to} out"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["hf", "meta", "gguf"])
 def test_a_merge_without_a_certificate_is_held_against_its_adapter(folders, tmp_path, capsys, to):
     import torch

@@ -27,6 +27,7 @@ def place(tiny, tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 def test_runs_are_found_below_a_folder_with_their_figures(place):
     first, second = find_runs(place)
     assert first.folder == place / "first"

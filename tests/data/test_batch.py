@@ -73,6 +73,7 @@ def test_an_epochs_order_is_a_permutation_of_its_own() -> None:
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=60)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     lengths=LENGTHS,

@@ -123,6 +123,7 @@ def test_a_spoilt_entry_is_made_again(tiny: Path, folder: Path, name: str, how: 
     assert list(folder.iterdir()) == [entry]
 
 
+@pytest.mark.slow
 def test_two_processes_may_make_the_same_entry_at_once(tiny: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.json"
     write_records(rows, RECORDS * 50)

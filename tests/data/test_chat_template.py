@@ -126,6 +126,7 @@ def referee(folder: Path) -> Callable[[list[dict[str, str]]], list[int]]:
     )
 
 
+@pytest.mark.slow
 def test_the_embedded_base_is_asked_as_transformers_asks_it(embedded: Path) -> None:
     tokenizer = read_tokenizer(embedded)
     prompt, ids = find_prompt("chat", tokenizer), referee(embedded)
@@ -137,6 +138,7 @@ def test_the_embedded_base_is_asked_as_transformers_asks_it(embedded: Path) -> N
         assert [turn.answer for turn in turns] == [*answers, record.output]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("adds_bos", [True, False])
 def test_every_style_is_asked_as_transformers_asks_it(
@@ -257,6 +259,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_template_ends_in_a_clear_error_and_soon(tmp_path: Path, name: str) -> None:
     template, expected = HOSTILE[name]

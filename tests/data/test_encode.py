@@ -110,6 +110,7 @@ def test_the_offsets_of_one_tokenisation_agree_on_what_is_learned(
         assert (example.labels != -100).tolist() == [*in_response, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bos_id", [None, 3])
 @pytest.mark.parametrize("kind", ["tokenizer", "merging"])
 def test_the_prompt_in_use_is_the_prompt_in_training(

@@ -29,6 +29,7 @@ def measured(records: list[Record], tokenizer: Tokenizer) -> Lengths:
     return lengths
 
 
+@pytest.mark.slow
 def test_the_cost_of_a_cutoff_is_what_encoding_does(real_rows: Path, tokenizer: Tokenizer) -> None:
     records = read_records(real_rows)[:400]
     talk = Record("And?", "", "Yes.", history=(("Is it?", "It is. " * 30), ("Why?", "So.")))

@@ -49,6 +49,7 @@ def steady(tmp_path_factory) -> tuple[Path, Path]:
     return base, make_adapter(tmp_path_factory.mktemp("adapter"), base)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", WRITERS)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_a_right_merge_passes_and_says_how_closely(steady, tmp_path, to, dtype):
@@ -67,6 +68,7 @@ def test_a_right_merge_passes_and_says_how_closely(steady, tmp_path, to, dtype):
     assert logits[0]["figure"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rslora", [False, True])
 @pytest.mark.parametrize("to", [*WRITERS, "gguf"])
 def test_modules_with_their_own_rank_and_alpha_merge_into_every_format(
@@ -121,6 +123,7 @@ def rounded_on_the_way(weight: Tensor, adapter: Adapter, module: str, dtype: tor
     return (weight + adapter.weight_delta(module).bfloat16()).to(dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", WRITERS)
 @pytest.mark.parametrize(
     "wrong_sum", [scaling_forgotten, one_layer_skipped, added_twice, rounded_on_the_way]
@@ -227,6 +230,7 @@ def test_not_a_number_never_passes(at_least):
     assert Check("x", 0.5, 0.5, at_least).passed
 
 
+@pytest.mark.slow
 def test_an_adapter_trained_on_nf4_equals_the_model_that_was_trained(base, adapter, tmp_path):
     recorded = replace(read_adapter(adapter), base=base_identity(base, "nf4"))
     write_adapter(tmp_path / "adapter", recorded)

@@ -119,6 +119,7 @@ def text_of(record: Record, prompt, eos: str) -> str:
     return text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROMPTS)
 def test_transformers_writes_what_training_wrote(name, made, tmp_path):
     base, adapter = made
@@ -161,6 +162,7 @@ def test_the_template_can_be_trained_with_again(plain, tmp_path):
         assert encode_prompt(record, tokenizer, again).tolist() == expected.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("made", IN_GGUF, indirect=True)
 def test_the_bases_own_template_stays(made, tmp_path):
     base, adapter = made
@@ -173,6 +175,7 @@ def test_the_bases_own_template_stays(made, tmp_path):
     assert GgufFile(tmp_path / "gguf" / "model.gguf").values["tokenizer.chat_template"] == CHATML
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*PROMPTS, "chat"])
 @pytest.mark.parametrize("made", IN_GGUF, indirect=True)
 def test_ollama_writes_what_training_wrote(name, made, tmp_path):
@@ -194,6 +197,7 @@ def test_ollama_writes_what_training_wrote(name, made, tmp_path):
         assert go_rendered(template, messages_of(record)) == expected, case
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*PROMPTS, "chat"])
 @pytest.mark.parametrize("made", IN_GGUF, indirect=True)
 def test_llama_cpp_writes_what_training_wrote(name, made, tmp_path):
@@ -264,6 +268,7 @@ def test_generation_is_set_up_as_in_suris_chat(plain, tmp_path, caplog):
     assert (config.top_p, config.top_k) == (usual.top_p, usual.top_k)
 
 
+@pytest.mark.slow
 def test_the_card_tells_where_it_comes_from_and_how_it_was_checked(plain, tmp_path):
     base, adapter = plain
     find_prompt("alpaca").save(adapter)

@@ -106,6 +106,7 @@ def state_in(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "consolidated.00.pth", weights_only=True, mmap=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "dtype"), list(zip(SHAPES, [F32, BF16, F32, BF16, F16, F32], strict=True))
 )
@@ -138,6 +139,7 @@ def set_freely(params: dict) -> set[str]:
     return {"multiple_of", "ffn_dim_multiplier", "vocab_size"} & set(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "parts", "llama3"),
     [
@@ -165,6 +167,7 @@ def test_from_metas_parts_to_hf_and_back_no_bit_changes(shape, parts, llama3, tm
     assert (MetaDecoder(tmp_path / "whole").logits(ids) - logits).abs().max() < 2e-5
 
 
+@pytest.mark.slow
 def test_eight_parts_as_of_llama_2_70b(tmp_path):
     changes, params = SHAPES["llama-2-70b"]
     base = make(tmp_path / "base", F16, **changes)
@@ -201,6 +204,7 @@ def test_parts_in_the_wrong_order_fail_by_their_logits(tmp_path, monkeypatch):
     assert files_in(tmp_path) == {"base", "source"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["hf", "meta"])
 def test_a_rotary_order_misread_or_miswritten_fails(tmp_path, monkeypatch, to):
     base = make(tmp_path / "base")
@@ -219,6 +223,7 @@ BIASED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BIASED)
 def test_biases_go_to_hf_and_not_to_meta(kind, tmp_path):
     model_type, changes = BIASED[kind]
@@ -237,6 +242,7 @@ def test_biases_go_to_hf_and_not_to_meta(kind, tmp_path):
         assert_same(tensors_of(tmp_path / "back"), tensors_of(base))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [
@@ -258,6 +264,7 @@ def test_from_gguf_the_numbers_are_the_files(shape, dtype, tmp_path):
     assert_same(tensors_of(tmp_path / "hf"), by_transformers(tmp_path / "gguf", expected))
 
 
+@pytest.mark.slow
 def test_norms_that_fit_keep_the_files_own_numbers(tmp_path):
     base = make(tmp_path / "base", F16)
     write_gguf(base, None, tmp_path / "gguf")
@@ -273,6 +280,7 @@ def by_transformers(folder: Path, names) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name in names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q5_1"])
 def test_from_quantised_gguf_the_numbers_are_those_it_stands_for(kind, tmp_path):
     shape = {"hidden_size": 64, "num_attention_heads": 8, "intermediate_size": 160}
@@ -341,6 +349,7 @@ def steady(tmp_path_factory) -> Path:
     return base
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", WRITERS)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_the_certificate_names_no_adapter_and_is_verified(steady, tmp_path, to, dtype):
@@ -362,6 +371,7 @@ def test_the_certificate_names_no_adapter_and_is_verified(steady, tmp_path, to, 
     assert "lora" not in card
 
 
+@pytest.mark.slow
 def test_q8_0_is_a_format_of_gguf_alone(steady, tmp_path):
     certificate = write_gguf(steady, None, tmp_path / "gguf", "q8_0")
     assert certificate.record["dtype"] == "q8_0"
@@ -396,6 +406,7 @@ def test_a_source_that_changes_is_noticed(tmp_path):
     assert "config.json is missing" in left_out
 
 
+@pytest.mark.slow
 def test_a_prompt_comes_along_and_none_is_made_up(tmp_path):
     base = make(tmp_path / "base")
     write_hf(base, None, tmp_path / "without")

@@ -70,6 +70,7 @@ def adapter(tmp_path_factory, base) -> Path:
     return make_dora(tmp_path_factory.mktemp("adapter"), base)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("settings", [PLAIN, MIXED], ids=["plain", "mixed"])
 def test_a_dora_merge_passes_and_can_be_verified(base, tmp_path, settings, dtype):
@@ -85,6 +86,7 @@ def test_a_dora_merge_passes_and_can_be_verified(base, tmp_path, settings, dtype
     assert "m (W + s B A) / |W + s B A|" in card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [PLAIN, MIXED], ids=["plain", "mixed"])
 def test_weights_and_logits_are_those_of_pefts_own_reading(base, tmp_path, settings):
     """peft reads the same folder by itself, from its own configuration."""
@@ -150,6 +152,7 @@ def one_layer_forgotten(weights, merge):
     return dict(weights) | {name: merge.base[name]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "wrong", [magnitudes_forgotten, columns_for_rows, length_of_the_base, one_layer_forgotten]
@@ -218,6 +221,7 @@ def test_without_peft_the_package_is_named(base, adapter, tmp_path, monkeypatch)
     assert files_in(tmp_path) == set()
 
 
+@pytest.mark.slow
 def test_a_base_in_metas_format_serves_too(tmp_path):
     """What peft gets is built from the weights that were read, whatever file they lie in."""
     base = make_base(tmp_path / "base", num_attention_heads=12, num_key_value_heads=2)
@@ -242,6 +246,7 @@ BASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 """Model type, what transformers saves, and what older versions of it wrote into config.json."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BASES)
 def test_pefts_model_is_the_base_that_our_decoder_reads(kind, tmp_path):
     """With B zero and the rows' own lengths DoRA changes nothing: both give the same logits."""
@@ -262,6 +267,7 @@ def test_pefts_model_is_the_base_that_our_decoder_reads(kind, tmp_path):
     assert write_hf(base, tmp_path / "adapter", tmp_path / "merged").passed
 
 
+@pytest.mark.slow
 def test_a_dora_adapter_of_nf4_gets_the_base_it_was_trained_on(base, adapter, tmp_path):
     recorded = replace(read_adapter(adapter, dora=True), base=base_identity(base, "nf4"))
     write_adapter(tmp_path / "adapter", recorded)

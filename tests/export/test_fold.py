@@ -145,6 +145,7 @@ def test_a_base_that_is_gone_says_how_to_give_one(tmp_path, adapter):
         open_merge(gone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["hf", "meta", "gguf"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_words_that_only_the_tokenizer_has_get_rows(to, tied, tmp_path):

@@ -58,6 +58,7 @@ def by_transformers(folder: Path) -> transformers.PreTrainedModel:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_transformers_reads_the_tensors_of_the_hf_merge(base, adapter, tmp_path, dtype):
     write_gguf(base, adapter, tmp_path / "gguf", dtype)
@@ -71,6 +72,7 @@ def test_transformers_reads_the_tensors_of_the_hf_merge(base, adapter, tmp_path,
         assert torch.equal(found[name], tensor), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_every_kind_is_certified_and_reopened(kind, tmp_path):
     model_type, changes = ALL_KINDS[kind]
@@ -96,6 +98,7 @@ def by_transformers_base(base: Path) -> transformers.PreTrainedModel:
     return transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rope", [LLAMA3_ROPE, KINDS["scaled-rope"]["rope_parameters"]])
 def test_llama3_scaling_survives(rope, tmp_path):
     base = make_base(tmp_path / "base", rope_parameters=rope, num_key_value_heads=3, head_dim=32)
@@ -107,6 +110,7 @@ def test_llama3_scaling_survives(rope, tmp_path):
     assert read_config(find_base(str(tmp_path / "merged"))).rope_scaling == rope
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_the_reopened_folder_answers_as_the_hf_merge(base, adapter, tmp_path, dtype):
     write_gguf(base, adapter, tmp_path / "gguf", dtype)
@@ -121,6 +125,7 @@ def test_the_reopened_folder_answers_as_the_hf_merge(base, adapter, tmp_path, dt
     assert models[1].label == f"{tmp_path / 'gguf'}, cpu"
 
 
+@pytest.mark.slow
 def test_the_file_alone_is_a_base_with_its_own_tokenizer(base, adapter, tmp_path):
     write_gguf(base, adapter, tmp_path / "gguf", "float32")
     alone = tmp_path / "elsewhere" / "any name.gguf"
@@ -137,6 +142,7 @@ def test_the_file_alone_is_a_base_with_its_own_tokenizer(base, adapter, tmp_path
     assert open_weights(folder).keys() == open_weights(base).keys()
 
 
+@pytest.mark.slow
 def test_norms_stay_in_fp32_and_the_settings_are_there(base, adapter, tmp_path):
     assert write_gguf(base, adapter, tmp_path / "merged").record["dtype"] == "float16"
     source = GgufFile(tmp_path / "merged" / "model.gguf")
@@ -160,6 +166,7 @@ def test_norms_stay_in_fp32_and_the_settings_are_there(base, adapter, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_permutation_left_out_fails(base, adapter, tmp_path, monkeypatch):
     monkeypatch.setattr(gguf, "unpermute", lambda tensor, heads: tensor)
     with pytest.raises(Corrupt, match="failed its certificate") as caught:
@@ -168,6 +175,7 @@ def test_a_permutation_left_out_fails(base, adapter, tmp_path, monkeypatch):
     assert not (tmp_path / "merged").exists()
 
 
+@pytest.mark.slow
 def test_a_permutation_left_out_on_both_sides_fails_by_its_logits(
     base, adapter, tmp_path, monkeypatch
 ):
@@ -180,6 +188,7 @@ def test_a_permutation_left_out_on_both_sides_fails_by_its_logits(
     assert caught.value.found.startswith("FAIL KL divergence")
 
 
+@pytest.mark.slow
 def test_forgotten_rotary_factors_fail_by_their_logits(tmp_path, monkeypatch):
     base = make_base(tmp_path / "base", rope_parameters=LLAMA3_ROPE)
     adapter = make_adapter(tmp_path / "adapter", base)
@@ -194,6 +203,7 @@ def test_the_certificates_order_of_rows_is_metas():
     assert torch.equal(rows[rows_of_halves(20, 2)], permute(rows, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [-1, 2000, 5])
 def test_one_byte_changed_is_found(base, adapter, tmp_path, place):
     write_gguf(base, adapter, tmp_path / "merged")
@@ -206,6 +216,7 @@ def test_one_byte_changed_is_found(base, adapter, tmp_path, place):
     assert caught.value.found == "model.gguf has changed"
 
 
+@pytest.mark.slow
 def test_wrong_weights_under_a_forged_checksum_fail_by_their_logits(base, adapter, tmp_path):
     write_gguf(base, adapter, tmp_path / "merged", "float32")
     file = tmp_path / "merged" / "model.gguf"
@@ -219,6 +230,7 @@ def test_wrong_weights_under_a_forged_checksum_fail_by_their_logits(base, adapte
     assert not verify(tmp_path / "merged")[0].passed
 
 
+@pytest.mark.slow
 def test_without_transformers_suri_reads_it_back(base, adapter, tmp_path, monkeypatch):
     write_gguf(base, adapter, tmp_path / "merged", "float32")
     ids = [[5, 99, 7, 7, 23], [11, 3]]
@@ -250,6 +262,7 @@ def test_what_llama_cpp_cannot_hold_is_refused(tmp_path, model_type, changes, wh
     assert not (tmp_path / "merged").exists()
 
 
+@pytest.mark.slow
 def test_a_sentencepiece_tokenizer_goes_in_with_its_scores(tmp_path):
     import sentencepiece
 
@@ -277,6 +290,7 @@ def test_a_sentencepiece_tokenizer_goes_in_with_its_scores(tmp_path):
     assert (now.eos_id, now.bos_id, now.pad_id) == (was.eos_id, was.bos_id, was.pad_id)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pre", ["llama-bpe", "qwen2", "smollm", "gpt-2"])
 def test_the_way_of_cutting_words_comes_back(base, adapter, tmp_path, pre):
     from tokenizers import Regex, pre_tokenizers

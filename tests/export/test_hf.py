@@ -41,6 +41,7 @@ def load(folder: Path) -> torch.nn.Module:
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_transformers_gives_the_logits_of_pefts_merge(kind, tmp_path):
     model_type, changes = KINDS[kind]
@@ -58,6 +59,7 @@ def test_transformers_gives_the_logits_of_pefts_merge(kind, tmp_path):
     assert read_json(tmp_path / "merged" / "config.json")["model_type"] == model_type
 
 
+@pytest.mark.slow
 def test_shards_have_an_index_that_transformers_follows(tmp_path, monkeypatch):
     base = make_base(tmp_path / "base")
     adapter = make_adapter(tmp_path / "adapter", base)

@@ -64,6 +64,7 @@ def merged(tmp_path_factory, base, adapter) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_its_logits_are_those_of_pefts_merge(kind, tmp_path):
     model_type, changes = KINDS[kind]
@@ -86,6 +87,7 @@ def unmerged(base: Path) -> torch.nn.Module:
     return transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
 
 
+@pytest.mark.slow
 def test_the_certificate_records_it(base, adapter, merged):
     record = read_json(merged / "certificate.json")
     assert record["llama.cpp"]["reader"].startswith("llama.cpp of xllamacpp ")
@@ -98,6 +100,7 @@ def test_the_certificate_records_it(base, adapter, merged):
     assert [check.name for check in verify(merged)[0].checks] == names[2:]
 
 
+@pytest.mark.slow
 def test_its_greedy_answer_is_the_likeliest_token_each_time(merged):
     found = read(merged / "model.gguf", prompts=IDS, most=6, stop=1)
     for ids, answer in zip(IDS, found.answers, strict=True):
@@ -134,6 +137,7 @@ def test_a_file_that_it_cannot_load_is_refused(merged, tmp_path, what):
     assert "error" in found.problem
 
 
+@pytest.mark.slow
 def test_an_abort_in_it_ends_neither_the_merge_nor_speaks(merged, capfd):
     found = read(merged / "model.gguf", [[5] * 3000])  # more than llama_decode takes at once
     assert found.refused
@@ -185,6 +189,7 @@ def test_one_that_hangs_is_left(merged, monkeypatch):
     assert not found.refused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pre", ["llama-bpe", "qwen2", "smollm", "gpt-2"])
 def test_it_cuts_text_into_our_tokens(tmp_path, pre):
     base = make_base(tmp_path / "base", vocab_size=700)
@@ -198,6 +203,7 @@ def test_it_cuts_text_into_our_tokens(tmp_path, pre):
         assert tokens == tokenizer.encode(text), text
 
 
+@pytest.mark.slow
 def test_it_cuts_text_as_sentencepiece_does(tmp_path):
     import sentencepiece
 

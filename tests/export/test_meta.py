@@ -99,6 +99,7 @@ def test_nothing_is_written_for_a_refused_model(tmp_path):
     assert files_in(tmp_path) == {"base", "adapter"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_folder_holds_pefts_merge_in_metas_order(kind, tmp_path):
     base = make_base(tmp_path / "base", **KINDS[kind])
@@ -150,6 +151,7 @@ def test_read_as_hf_again_every_bit_of_the_base_is_back(tmp_path):
         assert getattr(config, field) == getattr(original, field), field
 
 
+@pytest.mark.slow
 def test_a_meta_folder_is_a_base_like_any_other(tmp_path):
     base = make_base(tmp_path / "base")
     adapter = make_adapter(tmp_path / "adapter", base)

@@ -10,6 +10,7 @@ from meta_folders import cut, meta_state
 from suri.export.meta_decoder import MetaDecoder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("parts", "llama3"), [(1, False), (2, False), (2, True), (4, True)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_are_those_of_transformers(kind, parts, llama3, tmp_path):

@@ -83,6 +83,7 @@ def test_a_merge_that_left_the_sampled_rows_is_still_told_apart(base, tmp_path):
         write_hf(tmp_path / "merged", second, tmp_path / "sum")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", [["v_proj", "up_proj"], ["q_proj", "down_proj"]])
 def test_what_was_trained_on_a_merge_is_added_to_it(targets, base, tmp_path):
     first = make_adapter(tmp_path / "first", base, target_modules=targets)
@@ -98,6 +99,7 @@ def test_what_was_trained_on_a_merge_is_added_to_it(targets, base, tmp_path):
     assert verify(tmp_path / "both")[0].passed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", WRITERS)
 def test_a_conversion_hands_on_what_its_source_holds(to, base, adapter, merged, tmp_path):
     WRITERS[to](merged, None, tmp_path / "converted", "float32")
@@ -113,6 +115,7 @@ def test_a_conversion_hands_on_what_its_source_holds(to, base, adapter, merged, 
     assert f"--base_model {base}" in caught.value.do
 
 
+@pytest.mark.slow
 def test_a_conversion_of_a_plain_base_is_a_base(base, adapter, tmp_path):
     write_meta(base, None, tmp_path / "meta")
     assert held_adapters(tmp_path / "meta") == []
@@ -133,6 +136,7 @@ def test_a_merge_in_place_of_a_run_is_told_what_it_is(base, adapter, merged, tmp
     assert "already" not in caught.value.what
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [[], {}, {"adapter": {"path": "x"}, "base": {"path": "y"}}])
 def test_something_else_of_that_name_hinders_nothing(base, adapter, tmp_path, content):
     folder = shutil.copytree(base, tmp_path / "base")

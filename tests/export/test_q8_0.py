@@ -58,6 +58,7 @@ def checks(base: Path, adapter: Path, folder: Path) -> list[float]:
     return [c.figure for c in (check_targets(merge, output), check_others(merge, output, "gguf"))]
 
 
+@pytest.mark.slow
 def test_matrices_are_quantised_and_norms_are_not(base, adapter, merged):
     record = read_json(merged / "certificate.json")
     assert (record["passed"], record["dtype"]) == (True, "q8_0")
@@ -72,6 +73,7 @@ def test_matrices_are_quantised_and_norms_are_not(base, adapter, merged):
     assert others == 0
 
 
+@pytest.mark.slow
 def test_it_is_the_sum_that_is_quantised(base, adapter, merged, tmp_path):
     write_hf(base, adapter, tmp_path / "hf", "float32")
     exact, found = open_weights(tmp_path / "hf"), open_weights(find_base(str(merged)))
@@ -85,6 +87,7 @@ def test_it_is_the_sum_that_is_quantised(base, adapter, merged, tmp_path):
         assert 0.4 < error.max() < 0.6, name  # half a step, and the scale's own rounding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["mistral", "qwen2", "qwen3"])
 def test_other_architectures_are_certified(model_type, tmp_path):
     changes = WIDE | ({"sliding_window": None} if model_type == "mistral" else {})
@@ -93,6 +96,7 @@ def test_other_architectures_are_certified(model_type, tmp_path):
     assert write_gguf(base, adapter, tmp_path / "merged", "q8_0").passed
 
 
+@pytest.mark.slow
 def test_rows_that_make_no_whole_blocks_stay_in_fp16(tmp_path, caplog):
     base = steady_base(tmp_path / "base", intermediate_size=96)  # hidden size 48
     adapter = make_adapter(tmp_path / "adapter", base, lora_alpha=0.3)
@@ -112,6 +116,7 @@ def test_other_formats_do_not_know_it(write, base, adapter, tmp_path):
     assert "q8_0 with --to gguf" in caught.value.do
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["blk.1.attn_q.weight", "blk.2.ffn_down.weight"])
 def test_a_wrong_integer_of_a_target_is_found(base, adapter, merged, name):
     change(merged, name, byte=34 * 5 + 2 + 9, by=2)
@@ -120,18 +125,21 @@ def test_a_wrong_integer_of_a_target_is_found(base, adapter, merged, name):
     assert others == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["token_embd.weight", "blk.0.ffn_up.weight"])
 def test_a_wrong_integer_of_another_tensor_is_found(base, adapter, merged, name):
     change(merged, name, byte=-3, by=2)
     assert checks(base, adapter, merged)[1] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", [-2, 2])
 def test_a_wrong_scale_is_found(base, adapter, merged, by):
     change(merged, "blk.0.attn_k.weight", byte=34 * 7, by=by)
     assert checks(base, adapter, merged)[0] > 1
 
 
+@pytest.mark.slow
 def test_a_scale_that_is_no_number_is_found(base, adapter, merged):
     file = merged / "model.gguf"
     content = bytearray(file.read_bytes())
@@ -141,6 +149,7 @@ def test_a_scale_that_is_no_number_is_found(base, adapter, merged):
     assert not checks(base, adapter, merged)[0] <= 1
 
 
+@pytest.mark.slow
 def test_a_forgotten_adapter_is_found(base, adapter, tmp_path):
     zeros = make_adapter(tmp_path / "zeros", base, init_lora_weights=True, lora_alpha=1e-9)
     write_gguf(base, zeros, tmp_path / "merged", "q8_0")

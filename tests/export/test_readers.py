@@ -23,6 +23,7 @@ from suri.model.attention import PackedAttention
 from suri.model.load import layered_logits, load_decoder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["grouped", "tied"])
 def test_every_reader_gives_the_logits_of_pefts_merge(kind, tmp_path, monkeypatch):
     base = make_base(tmp_path / "base", **KINDS[kind])
@@ -65,6 +66,7 @@ FAMILY = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "changes"), FAMILY)
 def test_a_model_read_in_turn_gives_what_the_whole_one_does(kind, changes, tmp_path):
     import transformers

@@ -185,6 +185,7 @@ def caught_where_it_shows(
     return changed, caught.value.found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", WRITERS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_right_merge_passes(base, run, tmp_path, to, dtype):
@@ -194,6 +195,7 @@ def test_the_right_merge_passes(base, run, tmp_path, to, dtype):
     assert numbers_that_differ(bare, written(merge, "hf")) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", WRITERS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("wrong_sum", SUMS)
@@ -206,6 +208,7 @@ def test_a_wrong_sum_is_caught(base, run, tmp_path, monkeypatch, to, dtype, wron
     assert "FAIL 21 targets" in found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong_sum", SUMS)
 def test_from_bf16_to_bf16_it_is_caught_unless_no_bit_differs(
     half, tmp_path, monkeypatch, wrong_sum
@@ -290,6 +293,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", WRITERS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("what", CHANGES)
@@ -304,6 +308,7 @@ def test_what_is_written_wrong_is_caught(base, run, tmp_path, monkeypatch, to, d
     assert check in found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", WRITERS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_weights_of_another_base_are_caught(base, run, other, tmp_path, monkeypatch, to, dtype):
@@ -331,6 +336,7 @@ WRONG_ORDERS: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("order", WRONG_ORDERS)
 def test_a_wrong_rotary_order_is_caught(base, run, tmp_path, monkeypatch, dtype, order):
@@ -341,6 +347,7 @@ def test_a_wrong_rotary_order_is_caught(base, run, tmp_path, monkeypatch, dtype,
     assert "FAIL 21 targets" in found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("wrong", ["shard", "name", "lost"])
 def test_an_index_that_leads_astray_is_caught(base, run, tmp_path, monkeypatch, dtype, wrong):

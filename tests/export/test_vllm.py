@@ -51,6 +51,7 @@ def logits(base, adapter):
         return torch.cat([model(torch.tensor([ids])).logits[0] for ids in IDS])
 
 
+@pytest.mark.slow
 def test_peft_gives_the_logits_of_the_adapter_it_was_made_of(exported):
     base, adapter, out, _ = exported
     torch.testing.assert_close(logits(base, out), logits(base, adapter), atol=1e-4, rtol=1e-4)
@@ -88,6 +89,7 @@ def test_the_command_names_what_is_there_and_the_tokenizer_asks_as_in_training(e
     assert ids == encode_prompt(record, read_tokenizer(base), read_prompt(adapter)).tolist()
 
 
+@pytest.mark.slow
 def test_a_merged_folder_has_what_vllm_opens(exported, tmp_path):
     base, adapter, _, _ = exported
     write_hf(base, adapter, tmp_path / "merged", "float32")

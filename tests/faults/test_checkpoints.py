@@ -46,6 +46,7 @@ def losses(folder):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [*(f"checkpoint.{name}" for name in PLACES), "rename"])
 @pytest.mark.parametrize("time", [1, 3])
 def test_a_kill_at_every_write_of_a_checkpoint_loses_nothing(mine, whole, place, time):
@@ -60,6 +61,7 @@ def test_a_kill_at_every_write_of_a_checkpoint_loses_nothing(mine, whole, place,
     assert hidden(mine.output_dir) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [f"checkpoint.{name}" for name in PLACES[:4]])
 def test_a_full_disk_leaves_the_older_states_and_no_half_ones(mine, whole, place):
     assert run(mine, f"{place}*3=full") == 2
@@ -88,6 +90,7 @@ FILES = ("adapter_model.safetensors", "adapter_config.json", "base.json",
          "optimizer.safetensors", "state.json", "manifest.json")  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
 def test_a_damaged_newest_state_is_set_aside_and_the_one_before_taken(cut, whole, name, damage):
@@ -114,6 +117,7 @@ def test_a_damaged_newest_state_is_set_aside_and_the_one_before_taken(cut, whole
     assert_same(cut, whole)
 
 
+@pytest.mark.slow
 def test_what_is_no_checkpoint_is_none(cut, whole, tmp_path):
     place = cut / "checkpoints"
     (place / "step-000900").mkdir()
@@ -126,6 +130,7 @@ def test_what_is_no_checkpoint_is_none(cut, whole, tmp_path):
     assert (tmp_path / "elsewhere" / "manifest.json").is_file(), "a link's target is not ours"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("newest", ["step-000004", "step-000006"])
 def test_steps_are_ordered_by_their_numbers_and_not_by_the_clock(cut, whole, newest):
     for name in ("step-000004", "step-000006"):
@@ -167,6 +172,7 @@ def soak(mine, whole, cycles, seed):
     return finished
 
 
+@pytest.mark.slow
 def test_twenty_kills_at_random_moments_end_in_the_same_adapter(mine, whole):
     soak(mine, whole, 20, seed=5)
 

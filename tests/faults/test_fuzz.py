@@ -60,6 +60,7 @@ def bounded() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", DAMAGE)
 @pytest.mark.parametrize("name", FORMATS)
 def test_damaged_files_are_refused_or_read_whole(formats, name: str, how: str) -> None:

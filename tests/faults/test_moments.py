@@ -68,6 +68,7 @@ MOMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", MOMENTS)
 def test_a_run_that_is_stopped_at_any_moment_ends_as_if_it_had_not_been(mine, tmp_path, when):
     """One row in a micro-batch, so that every step has several; the same rows in every step."""
@@ -85,6 +86,7 @@ def test_a_run_that_is_stopped_at_any_moment_ends_as_if_it_had_not_been(mine, tm
     assert ours == theirs, "no row twice and none left out"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["_evaluate", "save_checkpoint"])
 def test_a_stop_within_an_evaluation_or_a_save_is_kept(mine, whole, monkeypatch, place):
     """The signal comes before the first line of either, the second time it is called."""
@@ -105,6 +107,7 @@ def test_a_stop_within_an_evaluation_or_a_save_is_kept(mine, whole, monkeypatch,
     assert weights(mine.output_dir) == weights(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_request_ends_the_run_at_once_and_what_was_saved_stays(mine, whole, number):
     moment = MOMENTS["between two micro-batches"][0]
@@ -129,6 +132,7 @@ def test_nothing_is_left_of_a_run_that_is_stopped_while_rows_are_read(mine, monk
     assert run(mine) == 0, "and it is no hindrance"
 
 
+@pytest.mark.slow
 def test_a_dashboard_that_fails_does_not_end_the_run(mine, whole, monkeypatch, capfd):
     from suri.train import trackers
 
@@ -148,6 +152,7 @@ def test_a_dashboard_that_fails_does_not_end_the_run(mine, whole, monkeypatch, c
     assert weights(mine.output_dir) == weights(whole)
 
 
+@pytest.mark.slow
 def test_a_run_may_start_from_an_adapters_weights_alone(mine, whole, tmp_path):
     """PEFT's two files, copied out of a run; the loss before the first step is theirs."""
     bare = tmp_path / "bare"
@@ -218,6 +223,7 @@ def on_a_terminal(words, answer):
     return wait(pid), seen.decode()
 
 
+@pytest.mark.slow
 def test_a_person_is_offered_to_go_on(mine, whole):
     assert run(mine, "checkpoint.adapter*4=kill") == -9
     words = ["train", "--output_dir", mine.output_dir]

@@ -69,6 +69,7 @@ def told(recipe: Recipe, tmp_path: Path, listen=lambda *_: None) -> tuple[int, s
     return wait(start(work)), log.read_text()
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_with_what_was_saved_intact(
     mine: Recipe, whole: Path, disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +103,7 @@ def test_too_little_space_is_said_before_the_run(mine: Recipe, disk: Path, tmp_p
     assert list(disk.iterdir()) == [], "nothing came of it"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("disk")  # where no disk can be mounted, none turns read-only
 def test_a_disk_that_turns_read_only_ends_the_run(
     mine: Recipe, whole: Path, tmp_path: Path
@@ -124,6 +126,7 @@ def test_a_disk_that_turns_read_only_ends_the_run(
     assert (folder / WEIGHTS_FILE).read_bytes() == (whole / WEIGHTS_FILE).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["unmounted", "removed"])
 def test_a_folder_that_is_gone_ends_the_run_and_is_not_made_again(
     mine: Recipe, disk: Path, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch

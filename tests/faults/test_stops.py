@@ -48,6 +48,7 @@ def long(mine):
     return replace(mine, num_epochs=400.0, save_steps=500, eval_steps=700)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_request_to_stop_saves_and_neither_finishes_nor_reports(long, number):
     pid = started(long)
@@ -63,6 +64,7 @@ def test_a_request_to_stop_saves_and_neither_finishes_nor_reports(long, number):
     assert (folder / ".lock").read_text() == "", "given back"
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_same_folder_is_refused_by_name(long):
     pid = started(long)
     try:
@@ -74,6 +76,7 @@ def test_a_second_run_in_the_same_folder_is_refused_by_name(long):
         wait(pid)
 
 
+@pytest.mark.slow
 def test_a_killed_runs_lock_is_taken_over(long):
     pid = started(long)
     os.kill(pid, signal.SIGKILL)
@@ -83,6 +86,7 @@ def test_a_killed_runs_lock_is_taken_over(long):
     assert run(replace(long, num_epochs=1.0, overwrite=True)) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["{half", "[1]", "7", "{]}"])
 def test_an_unreadable_lock_file_that_nobody_holds_is_no_hindrance(mine, text):
     folder = Path(mine.output_dir)
@@ -91,6 +95,7 @@ def test_an_unreadable_lock_file_that_nobody_holds_is_no_hindrance(mine, text):
     assert run(replace(mine, max_steps=1)) == 0
 
 
+@pytest.mark.slow
 def test_another_machines_lock_is_not(mine):
     assert run(mine, "checkpoint.adapter*3=kill") == -9
     lock = Path(mine.output_dir) / ".lock"
@@ -120,6 +125,7 @@ def with_rows(cut, tmp_path, rows):
     write_records(file, rows)
 
 
+@pytest.mark.slow
 def test_changed_rows_are_named(cut, tmp_path, rows):
     records = [Record("Say it.", f"{n}", f"x{n} y") for n in range(13)]
     with_rows(cut, tmp_path, [*records[:-1], Record("Say it.", "12", "other")])
@@ -128,6 +134,7 @@ def test_changed_rows_are_named(cut, tmp_path, rows):
     assert ", was " in found
 
 
+@pytest.mark.slow
 def test_a_changed_base_is_named(cut, tmp_path, tiny):
     base = tmp_path / "base"
     shutil.copytree(tiny, base)
@@ -139,6 +146,7 @@ def test_a_changed_base_is_named(cut, tmp_path, tiny):
     assert "the base's fingerprint is " in refusal(going_on(cut.output_dir))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -172,6 +180,7 @@ def poisoned(mine, tiny, tmp_path):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_step_that_is_no_number_is_left_out_and_counted(poisoned):
     said = []
     train(
@@ -191,6 +200,7 @@ def test_a_step_that_is_no_number_is_left_out_and_counted(poisoned):
     assert not [line for line in lines if line.get("train/loss") == 0.0]
 
 
+@pytest.mark.slow
 def test_going_back_halves_the_rate_and_gives_up_in_the_end(poisoned):
     said = []
     with pytest.raises(Diverged):
@@ -208,6 +218,7 @@ def test_going_back_halves_the_rate_and_gives_up_in_the_end(poisoned):
     assert all(rate is None or rate > 0 for rate in rates)
 
 
+@pytest.mark.slow
 def test_by_default_such_a_step_stops_the_run_and_names_the_rows(poisoned):
     with pytest.raises(Diverged, match="stopped being a number") as caught:
         train(poisoned, silent, no_answers)

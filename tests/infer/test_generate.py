@@ -78,6 +78,7 @@ def reference(model, prompt, eos_id, **settings):
     return Generated(ids[:-1] if stopped else ids, stopped)
 
 
+@pytest.mark.slow
 def test_greedy_equals_transformers(decoder, model, prompts):
     expected = [reference(model, prompt, EOS, max_new_tokens=20) for prompt in prompts]
     assert DecoderEngine(decoder).generate(prompts, EOS, LONG) == expected
@@ -85,6 +86,7 @@ def test_greedy_equals_transformers(decoder, model, prompts):
     assert len({tuple(answer.ids) for answer in expected}) > 5
 
 
+@pytest.mark.slow
 def test_repetition_penalty_equals_transformers(decoder, model, prompts):
     decoding = Decoding(temperature=0, max_new_tokens=20, repetition_penalty=1.4)
     expected = [
@@ -95,6 +97,7 @@ def test_repetition_penalty_equals_transformers(decoder, model, prompts):
     assert expected != DecoderEngine(decoder).generate(prompts, EOS, LONG)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beams, penalty", [(3, 1.0), (5, 1.0), (3, 1.3)])
 def test_beams_equal_transformers(decoder, model, prompts, beams, penalty):
     decoding = Decoding(num_beams=beams, max_new_tokens=14, repetition_penalty=penalty)
@@ -116,6 +119,7 @@ def test_beams_equal_transformers(decoder, model, prompts, beams, penalty):
     assert {answer.stopped for answer in found} == {True, False}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoding", [LONG, SAMPLED], ids=["greedy", "sampled"])
 def test_batched_equals_one_by_one(decoder, prompts, decoding, monkeypatch):
     alone = [DecoderEngine(decoder).generate([prompt], EOS, decoding)[0] for prompt in prompts]
@@ -125,6 +129,7 @@ def test_batched_equals_one_by_one(decoder, prompts, decoding, monkeypatch):
     assert DecoderEngine(decoder).generate(prompts, EOS, decoding) == alone
 
 
+@pytest.mark.slow
 def test_rows_that_come_and_go_are_what_they_are_alone(decoder, prompts, monkeypatch):
     """Rows of other lengths, seeds and settings join at any time; prompts are read in parts."""
     monkeypatch.setattr(module, "READ_TOKENS", 7)
@@ -200,6 +205,7 @@ def test_a_long_prompt_is_read_in_parts_while_others_go_on(decoder, prompts, mon
     assert short.written == len(prompts[2]) / 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoding", [LONG, SAMPLED, Decoding(num_beams=3, max_new_tokens=14)])
 def test_stream_gives_the_tokens_of_generate(decoder, prompts, decoding):
     for prompt in prompts[:4]:
@@ -219,6 +225,7 @@ def test_the_seed_decides(decoder, prompts):
     assert answers(1) != answers(2)
 
 
+@pytest.mark.slow
 def test_sampling_follows_the_probabilities(decoder, model, prompts):
     """First tokens over 300 seeds against transformers' softmax, within four standard errors."""
     with torch.no_grad():
@@ -271,6 +278,7 @@ def test_gradients_and_training_state_are_left_alone(decoder, prompts):
     pieces.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [4, pytest.param(50, marks=pytest.mark.soak)])
 def test_the_embedded_base_answers_as_in_transformers(embedded, count):
     """Greedy, in fp32, token for token; and each the same alone as among the others."""

@@ -47,6 +47,7 @@ def alone(*words, **more):
     return open_model(*map(str, words), **more).answer([RECORD], DECODING)[0].text
 
 
+@pytest.mark.slow
 def test_a_run_is_served_with_its_base_and_further_adapters(tiny, adapters):
     run, other = adapters("run"), adapters("other", ("v_proj", "gate_proj"))
     find_prompt("alpaca_short").save(other)
@@ -78,6 +79,7 @@ def test_two_of_a_name_are_refused(adapters):
         open_served(run, adapters={"run": run})
 
 
+@pytest.mark.slow
 def test_bases_in_different_storage_are_refused(adapters):
     run, other = adapters("run"), adapters("other", quantize="nf4")
     with pytest.raises(UsageError, match="different storage"):

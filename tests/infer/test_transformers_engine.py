@@ -31,6 +31,7 @@ def prompts_of(model):
     return prompts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_adapter", [False, True])
 def test_greedy_answers_and_log_probabilities_are_the_same(tiny, lora, with_adapter):
     ours, theirs = both(tiny, lora_weights=str(lora) if with_adapter else "")
@@ -45,6 +46,7 @@ def test_greedy_answers_and_log_probabilities_are_the_same(tiny, lora, with_adap
     torch.testing.assert_close(mine.exp().sum(1), torch.ones(3))
 
 
+@pytest.mark.slow
 def test_the_adapter_is_really_there(tiny, lora):
     plain, tuned = (
         open_model(str(tiny), engine="transformers", lora_weights=weights).engine

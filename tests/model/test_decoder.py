@@ -42,6 +42,7 @@ def packed_logits(decoder: Decoder, documents: list[torch.Tensor]) -> torch.Tens
         return decoder.logits(decoder(torch.cat(documents), positions, attend))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_equal_transformers_in_fp64(kind: str, tmp_path: Path) -> None:
     model_type, changes = KINDS[kind]
@@ -56,6 +57,7 @@ def test_logits_equal_transformers_in_fp64(kind: str, tmp_path: Path) -> None:
     assert (ours - theirs).abs().max() <= 1e-10
 
 
+@pytest.mark.slow
 def test_logits_of_the_embedded_base_equal_transformers(embedded: Path) -> None:
     decoder = load_decoder(embedded)
     documents = [torch.randint(5, 40_000, (n,), generator=seeded(n)) for n in (31, 7)]

@@ -36,6 +36,7 @@ def test_tensors_equal_those_that_transformers_reads(embedded: Path) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.slow
 def test_tokenizer_equals_the_one_that_transformers_makes(embedded: Path) -> None:
     import transformers
     from gguf import GGUFReader
@@ -50,6 +51,7 @@ def test_tokenizer_equals_the_one_that_transformers_makes(embedded: Path) -> Non
     assert (ours.eos_id, ours.bos_id) == (recorded, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["train", "demo"])
 def test_missing_package_is_one_message_with_the_command(verb: str, tmp_path: Path) -> None:
     """A real interpreter whose path holds the source but not the package."""

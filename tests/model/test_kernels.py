@@ -25,6 +25,7 @@ def test_products_by_either_library_are_the_product(
     assert torch.allclose(kernels.product(back, weight.t()).double(), wanted, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 3, 4, 8])
 def test_few_rows_are_multiplied_by_the_compiled_loop(
     rows: int, monkeypatch: pytest.MonkeyPatch

@@ -128,6 +128,7 @@ TEXTS = st.lists(PIECES, max_size=14).map("".join) | st.text(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KNOWN)
 def test_texts_are_cut_as_the_tokenizer_cuts_them(name: str) -> None:
     words = KNOWN[name]
@@ -188,6 +189,7 @@ def test_added_tokens_that_take_in_blanks_forbid_cutting(flags: dict[str, bool])
     check(words, ["one <it> two", "one <of it> two"])
 
 
+@pytest.mark.slow
 def test_real_rows_get_the_same_ids(real_rows: Path, embedded: Path) -> None:
     backend = Tokenizer.from_file(str(embedded / "tokenizer.json"))
     backend.encode_special_tokens = True

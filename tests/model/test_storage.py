@@ -95,6 +95,7 @@ def test_two_digits_by_hand() -> None:
     assert digits.tolist() == [[0, 0, -128, 0], [0] * 4, [-127, 1, 1, 0], [0] * 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [True, False])
 def test_int8_weight_multiplies_what_it_is_given(
     compiled: bool, monkeypatch: pytest.MonkeyPatch

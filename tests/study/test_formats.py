@@ -70,6 +70,7 @@ def reports(request, folders):
     return request.param, *files
 
 
+@pytest.mark.slow
 def test_the_page_has_every_heading_twice_and_enough_to_look_at(reports):
     spoken, page, _, _ = reports
     text = page.read_text(encoding="utf-8")
@@ -116,6 +117,7 @@ def test_the_pdf_holds_the_same(reports):
         assert "".join(heading.split()) in text
 
 
+@pytest.mark.slow
 def test_a_changed_number_changes_the_statement(tmp_path):
     folder = write_study(tmp_path / "study")
     summary = json.loads((folder / "summary.json").read_text())
@@ -132,6 +134,7 @@ def test_a_changed_number_changes_the_statement(tmp_path):
     assert "At 96 rows a step shows no difference" in write_report(folder)[0].read_text()
 
 
+@pytest.mark.slow
 def test_what_only_the_author_knows_is_blank(folders):
     with speaking("zh"):
         document = build(folders, "zh")
@@ -161,6 +164,7 @@ def test_no_name_of_a_text_stands_twice():
     assert len(names) == len(set(names)) == len(texts()) + len(tables[language.ELSEWHERE])
 
 
+@pytest.mark.slow
 def test_no_text_of_a_whole_chinese_report_was_left_in_english(folders, monkeypatch):
     missed, say = set(), language._from_elsewhere
 
@@ -207,6 +211,7 @@ def test_the_code_shown_is_the_code_installed(kind):
         assert code.explanation
 
 
+@pytest.mark.slow
 def test_without_a_chinese_font_the_package_is_named(folders, monkeypatch):
     monkeypatch.setattr(pictures, "CHINESE_FONTS", ("No Such Font",))
     for name in ("pdf", "docx"):

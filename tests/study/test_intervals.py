@@ -69,6 +69,7 @@ def null(random, rows, seeds):
     return uneven + seed_noise + 0.5 * random.normal(size=(seeds, rows))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "seeds"), [(24, 1), (96, 1), (24, 3), (1, 3), (200, 2)])
 def test_a_null_is_left_out_of_the_interval_about_as_often_as_it_says(rows, seeds):
     random = np.random.default_rng(1)
@@ -77,6 +78,7 @@ def test_a_null_is_left_out_of_the_interval_about_as_often_as_it_says(rows, seed
     assert sum(one.low > 0 or one.high < 0 for one in found) <= 500 * (0.05 + 3 * 0.0097)
 
 
+@pytest.mark.slow
 def test_of_two_hundred_nulls_of_a_study_five_percent_at_most_are_claimed():
     """Through the statements, at the size of task 2: 96 rows, 3 seeds."""
     random = np.random.default_rng(0)

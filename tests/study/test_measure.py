@@ -70,6 +70,7 @@ def reference_losses(model, tokenizer, prompt):
         yield -float(scores.gather(1, targets[:, None]).sum()), len(targets)
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_transformers_and_peft(tiny, run, spec):
     tokenizer, prompt = read_tokenizer(tiny), read_prompt(run)
     for way, model in (("adapter", reference_model(tiny, run)), ("base", reference_model(tiny))):
@@ -121,6 +122,7 @@ def test_distributions_are_held_against_the_adapters(tiny, run, spec):
     assert found["top1_agreement"] < 1
 
 
+@pytest.mark.slow
 def test_speed_memory_and_disk_are_measured(tiny, run, spec):
     found = measure(replace(spec, parts=("speed",)))
     speed = found["speed"]

@@ -60,6 +60,7 @@ def test_a_killed_process_says_so(tmp_path, monkeypatch):
     assert caught.value.exit_code == 1
 
 
+@pytest.mark.slow
 def test_commands_and_reports_load_no_torch(tmp_path):
     write_comparison(tmp_path / "compare")
     program = (

@@ -54,6 +54,7 @@ def change(folder, name, edit):
     (folder / name).write_text(json.dumps(summary))
 
 
+@pytest.mark.slow
 def test_the_report_shows_the_numbers_of_the_summary(compare_folder):
     text = page_of(compare_folder).text
     assert "Exact match: higher with adapter than with base (75.0 points" in text
@@ -64,6 +65,7 @@ def test_the_report_shows_the_numbers_of_the_summary(compare_folder):
     assert "1,830 MB" in text
 
 
+@pytest.mark.slow
 def test_a_changed_number_changes_the_report(compare_folder):
     def edit(summary):
         summary["ways"]["hf"]["speed"]["tokens_per_second"]["median"] = 4321.9
@@ -76,12 +78,14 @@ def test_a_changed_number_changes_the_report(compare_folder):
     assert text.count("0.987") == 2, "the table and the figure show it"
 
 
+@pytest.mark.slow
 def test_what_a_model_wrote_is_text_and_never_a_tag(compare_folder):
     page = page_of(compare_folder)
     assert ATTACK in page.text
     assert not [tag for tag, _ in page.tags if tag in ("script", "img", "iframe", "link")]
 
 
+@pytest.mark.slow
 def test_the_report_asks_for_nothing_from_outside(compare_folder, study_folder):
     for folder in (compare_folder, study_folder):
         page = page_of(folder)
@@ -97,6 +101,7 @@ def test_the_report_asks_for_nothing_from_outside(compare_folder, study_folder):
         assert all(place.startswith("#") for place in styles)
 
 
+@pytest.mark.slow
 def test_rows_that_no_rule_checks_leave_exact_match_out(compare_folder):
     def edit(summary):
         for way in summary["ways"].values():
@@ -112,6 +117,7 @@ def test_rows_that_no_rule_checks_leave_exact_match_out(compare_folder):
     assert "Response loss" in text
 
 
+@pytest.mark.slow
 def test_a_busy_machine_is_owned_up_to(compare_folder):
     def edit(summary):
         summary["measured_in"] |= {"load_average": 7.5, "cores": 2}
@@ -121,6 +127,7 @@ def test_a_busy_machine_is_owned_up_to(compare_folder):
     assert "load average 7.5 on 2 cores" in page_of(compare_folder).text
 
 
+@pytest.mark.slow
 def test_figures_stand_alone_as_files_with_real_colours(compare_folder):
     write_report(compare_folder)
     files = sorted(path.name for path in (compare_folder / "figures").iterdir())
@@ -139,6 +146,7 @@ def test_figures_stand_alone_as_files_with_real_colours(compare_folder):
         assert "var(--" not in text
 
 
+@pytest.mark.slow
 def test_the_study_report_shows_numbers_and_the_failed_trial(study_folder):
     text = page_of(study_folder).text
     assert "At 96 rows a step is 0.67 times as fast with QLoRA as with LoRA" in text
@@ -171,6 +179,7 @@ def test_another_folder_is_refused(tmp_path):
         write_report(tmp_path)
 
 
+@pytest.mark.slow
 def test_other_number_formats_are_shown_where_the_adapter_was_not_measured(compare_folder):
     def without_agreement(summary):
         for way in summary["ways"].values():

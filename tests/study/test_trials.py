@@ -71,6 +71,7 @@ def pretend(place, seconds_per_token, loss):
     (place / "terminal-1.txt").write_text("as it was")
 
 
+@pytest.mark.slow
 def test_finished_trials_are_not_run_again_and_their_numbers_are_summed_up(plan, tmp_path):
     plan = Plan(plan.recipe, ("none", "nf4"), (7,), (5,))
     folder = tmp_path / "study"
@@ -99,6 +100,7 @@ def test_finished_trials_are_not_run_again_and_their_numbers_are_summed_up(plan,
     assert [json.loads(line) for line in lines[:2]] == attempts, "appended, never changed"
 
 
+@pytest.mark.slow
 def test_the_token_budget_is_settled_once_and_kept(plan, tmp_path):
     folder = tmp_path / "study"
     trials = prepare(replace(plan, quantize=("none", "int8", "nf4")), folder)
@@ -123,6 +125,7 @@ def too_large(*_, **__):
     raise DoesNotFit("this run needs 99 GB")
 
 
+@pytest.mark.slow
 def test_a_check_runs_no_trial(plan, tmp_path):
     said = []
     run_plan(plan, tmp_path / "study", said.append, only_check=True)

@@ -43,6 +43,7 @@ def stored_bytes(decoder: torch.nn.Module) -> int:
     return sum(storage.nbytes() for storage in storages.values()) + packed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantize", ["none", "int8", "nf4"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_weights_take_what_was_reckoned(tmp_path: Path, quantize: str, tied: bool) -> None:

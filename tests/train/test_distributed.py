@@ -65,6 +65,7 @@ def assert_same(run: Path, alone: Path) -> None:
         assert facts[0][name] == facts[1][name], name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "quantize", "shard_base"),
     [
@@ -89,6 +90,7 @@ def test_any_number_of_processes_gives_the_result_of_one(
     assert result["facts"]["processes"] == count
 
 
+@pytest.mark.slow
 def test_int8_is_the_same_as_far_as_it_rounds(
     tiny: Path, rows: Path, tmp_path: Path, alone: Any
 ) -> None:
@@ -102,6 +104,7 @@ def test_int8_is_the_same_as_far_as_it_rounds(
     assert ours == pytest.approx(theirs, rel=5e-3)
 
 
+@pytest.mark.slow
 def test_a_request_to_one_stops_all_and_other_numbers_go_on(
     tiny: Path, rows: Path, tmp_path: Path, alone: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,6 +134,7 @@ def test_a_request_to_one_stops_all_and_other_numbers_go_on(
         assert_same(again, alone())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard_base", [False, True])
 def test_a_stop_of_a_cut_base_waits_for_nobody(
     tiny: Path, rows: Path, tmp_path: Path, shard_base: bool
@@ -148,6 +152,7 @@ def test_a_stop_of_a_cut_base_waits_for_nobody(
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000003"]
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_in_one_makes_all_of_them_smaller(
     tiny: Path, rows: Path, tmp_path: Path, alone: Any
 ) -> None:
@@ -169,6 +174,7 @@ def test_memory_that_runs_out_in_one_makes_all_of_them_smaller(
     assert 0 < json.loads(saved.read_text())["progress"]["token_budget"] < 512
 
 
+@pytest.mark.slow
 def test_what_is_exchanged_is_the_adapters_gradient(tiny: Path, rows: Path, tmp_path: Path) -> None:
     recipe = recipe_for(tiny, rows, tmp_path / "run", device="cpu", val_set_size=0, max_steps=5)
 

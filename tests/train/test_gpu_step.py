@@ -86,6 +86,7 @@ class Allocated(TorchDispatchMode):
         self.now -= size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shares", [True, False])
 def test_a_step_reads_nothing_back_and_its_memory_is_as_estimated(
     model: Any, tmp_path: Path, shares: bool

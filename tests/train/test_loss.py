@@ -80,6 +80,7 @@ def test_head_loss_and_gradient_equal_torchs(
     assert torch.allclose(ours.grad, theirs.grad, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_cutting_a_batch_changes_nothing(tiny: Path, dropout: float) -> None:
     decoder = trainable(tiny)
@@ -117,6 +118,7 @@ def test_packed_loss_equals_padded_rows_of_transformers(tiny: Path) -> None:
     assert float(ours) == pytest.approx(total, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_packed_loss_is_that_of_the_rows_one_by_one(tiny: Path) -> None:
     decoder = trainable(tiny)
     rows = st.tuples(st.integers(1, 24), st.integers(0, 24), st.integers(0, 999))

@@ -35,6 +35,7 @@ class SmallMemory(engine_module.SuriEngine):
         return super().loss(batch, step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "held_out"), [(torch.OutOfMemoryError, 0), (RuntimeError, 0), (MemoryError, 5)]
 )
@@ -71,6 +72,7 @@ def test_what_ran_out_of_memory_gives_the_same_result_in_smaller_pieces(
         assert ours == pytest.approx(metrics(tmp_path / "whole", figure), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_smaller_budget_outlives_a_resume(
     tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,6 +90,7 @@ def test_a_smaller_budget_outlives_a_resume(
     assert not any("memory ran out" in text for text in said)
 
 
+@pytest.mark.slow
 def test_one_row_that_does_not_fit_ends_the_run_with_its_state_saved(
     tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +126,7 @@ def test_a_run_that_cannot_fit_is_refused_before_its_folder_exists(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_budget_is_settled_recorded_and_estimated(
     tiny: Path, rows: Path, tmp_path: Path
 ) -> None:

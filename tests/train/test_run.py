@@ -35,6 +35,7 @@ def rows(tmp_path: Path) -> Path:
     return write_rows(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"use_rslora": True, "loraplus_lr_ratio": 3.0}])
 def test_both_engines_give_the_same_twenty_losses(
     tiny: Path, rows: Path, tmp_path: Path, changes: dict[str, Any]
@@ -50,6 +51,7 @@ def test_both_engines_give_the_same_twenty_losses(
     assert first == pytest.approx(second, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_nf4_trains_and_records_its_base(tiny: Path, rows: Path, tmp_path: Path) -> None:
     result = train(recipe_for(tiny, rows, tmp_path / "q", quantize="nf4"), silent, no_answers)
     exact = train(recipe_for(tiny, rows, tmp_path / "n"), silent, no_answers)
@@ -59,6 +61,7 @@ def test_nf4_trains_and_records_its_base(tiny: Path, rows: Path, tmp_path: Path)
     assert (base["quantize"], base["name"]) == ("nf4", str(tiny))
 
 
+@pytest.mark.slow
 def test_the_run_folder_is_whole_and_its_adapter_the_best(
     tiny: Path, rows: Path, tmp_path: Path
 ) -> None:
@@ -103,6 +106,7 @@ def test_what_is_odd_in_the_rows_is_said_and_recorded(tiny: Path, tmp_path: Path
     assert "CC BY-NC 4.0" in card
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_keeps_its_prompt(tiny: Path, rows: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.json"
     own.write_text(
@@ -125,6 +129,7 @@ def test_a_run_that_goes_on_keeps_its_prompt(tiny: Path, rows: Path, tmp_path: P
     assert losses[0] != losses[1]
 
 
+@pytest.mark.slow
 def test_conversations_train_every_answer(tiny: Path, tmp_path: Path) -> None:
     talk = [{"messages": [
         {"role": "user", "content": f"a{n}"}, {"role": "assistant", "content": "b" * n},
@@ -140,6 +145,7 @@ def test_conversations_train_every_answer(tiny: Path, tmp_path: Path) -> None:
     assert result["held_out_loss"] < 0.7 * result["base_loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{}, {"lora_dropout": 0.2}, {"quantize": "nf4"}, {"loraplus_lr_ratio": 4.0}],

@@ -67,6 +67,7 @@ def same(found: Figures, wanted: Figures) -> bool:
     return found.keys() == wanted.keys() and found == pytest.approx(wanted, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_tensorboards_reader_finds_the_figures(tiny: Path, rows: Path, tmp_path: Path) -> None:
     need("tensorboard")
     folder = tmp_path / "run"
@@ -143,6 +144,7 @@ def test_a_missing_library_is_said_before_anything_is_done(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_has_told_all_its_figures(
     tiny: Path, rows: Path, tmp_path: Path
 ) -> None:
@@ -159,6 +161,7 @@ def test_a_run_that_is_stopped_has_told_all_its_figures(
     assert same(found, recorded(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_alpaca_loras_flags_turn_wandb_on_where_a_project_is_named(
     tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -75,6 +75,7 @@ def weight_of(tiny: Path, module: str) -> Tensor:
     return load_file(tiny / "model.safetensors")[f"{module}.weight"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", VARIANTS)
 def test_peft_gives_the_trained_models_logits(
     tiny: Path, tmp_path: Path, changes: dict[str, Any]
@@ -92,6 +93,7 @@ def test_peft_gives_the_trained_models_logits(
     assert (logits(PeftModel.from_pretrained(base, tmp_path)) - wanted).abs().max() <= 2e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", VARIANTS[2:])
 def test_our_decoder_reads_pissa_and_olora_as_plain_adapters(
     tiny: Path, tmp_path: Path, changes: dict[str, Any]
@@ -121,6 +123,7 @@ def test_each_variant_starts_as_its_paper_says(tiny: Path) -> None:
     assert torch.allclose(olora[1].t() @ olora[1], torch.eye(3), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_dora_learns_its_magnitudes(tiny: Path) -> None:
     engine = trained(engine_of(tiny, {"lora_variant": "dora"}))
     learned = engine.adapter().magnitudes
@@ -129,6 +132,7 @@ def test_dora_learns_its_magnitudes(tiny: Path) -> None:
         assert (magnitude - weight_of(tiny, module).norm(dim=1)).abs().max() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", VARIANTS[::2])
 def test_a_run_goes_on_bit_for_bit(
     tiny: Path, rows: Path, tmp_path: Path, changes: dict[str, Any]

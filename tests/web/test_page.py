@@ -265,6 +265,7 @@ def test_no_variable_opens_the_page_and_no_file_is_served(address):
         refusal.value.close()
 
 
+@pytest.mark.slow
 def test_a_password_keeps_others_out(tiny, tmp_path):
     def status(path, fields=None):
         data = urllib.parse.urlencode(fields).encode() if fields else None
@@ -494,6 +495,7 @@ def test_a_report_that_is_a_link_to_elsewhere_is_not_copied(tmp_path):
         results.report("study")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
 def test_what_was_copied_for_a_download_goes_when_the_page_ends(tiny, tmp_path, monkeypatch, end):
     runs, temporary = tmp_path / "runs", tmp_path / "temporary"
@@ -550,6 +552,7 @@ def test_a_file_that_is_dropped_is_kept_checked_and_shown(tiny, tmp_path):
         trainer.look(base, "data/rows.json", "LoRA", 0, 1, 3e-4, 512, 0)
 
 
+@pytest.mark.slow
 def test_models_are_opened_when_asked_for_and_closed_when_memory_is_short(
     tiny, tmp_path, monkeypatch
 ):
@@ -584,6 +587,7 @@ def test_a_job_outlives_who_started_it_and_runs_once(tmp_path):
     assert "rows.json" not in runs.said("job")
 
 
+@pytest.mark.slow
 def test_the_page_and_the_api_share_a_decoder_in_turns(tiny, tmp_path):
     """The API answers as the base again and again, while the page answers as two adapters."""
     folders = [adapter_of(tiny, tmp_path / name, seed) for seed, name in enumerate("ab")]
@@ -787,6 +791,7 @@ def option(page, name):
     return next((o for o in found if o.get_attribute("data-value") == name or o.text == name), None)
 
 
+@pytest.mark.slow
 def test_the_page_speaks_chinese(page, address):
     page.get(address + "zh/")
     until(lambda: [t.text for t in tabs(page)] == ["对话", "训练", "结果"])
