@@ -35,7 +35,7 @@ fix: $(VENV)/.dev              ## format, and mend what can be mended
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-canary: $(VENV)/.dev           ## every fast test on the lowest and the newest versions allowed
+canary: $(VENV)/.dev           ## every test but the soak ones on the lowest and the newest versions allowed
 	sh tools/canary.sh $(VENV)
 
 audit: $(VENV)/.dev            ## known weaknesses of the pinned versions; needs the internet
