@@ -1,6 +1,9 @@
 """The API's door, with servers that a client can hardly bring about in a test's time."""
 
 import asyncio
+import os
+import signal
+import time
 
 import pytest
 from starlette.applications import Starlette
@@ -11,7 +14,7 @@ from suri.web import api_guard
 from suri.web.api import _fail
 from suri.web.api_guard import Guard
 from suri.web.api_metrics import Metrics
-from suri.web.doors import _place
+from suri.web.doors import _place, cleaning_up_on_sigterm
 
 SCOPE = {
     "type": "http", "method": "POST", "path": "/", "headers": [(b"host", b"localhost")],
@@ -85,3 +88,12 @@ def test_a_fault_is_told_as_an_error_and_the_next_request_comes_in():
 )
 def test_places_of_origins(origin, place):
     assert _place(origin) == place
+
+
+def test_sigterm_ends_a_server_as_an_error_does_and_nothing_after_it():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended, cleaning_up_on_sigterm():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before

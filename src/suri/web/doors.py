@@ -3,7 +3,8 @@
 import ipaddress
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -84,9 +85,14 @@ def _place(origin: str) -> str | None:
     return parts.netloc.lower() if parts.scheme in ("http", "https") else None
 
 
-def clean_up_on_sigterm() -> None:
-    """Let SIGTERM end this process as an error does; by itself it leaves temporary files."""
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+@contextmanager
+def cleaning_up_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end what runs here as an error does; by itself it leaves temporary files."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def unusable(what: str, server_name: str, port: int, problem: Exception) -> UsageError:

@@ -17,7 +17,7 @@ import gradio as gr  # noqa: E402
 from suri.infer.served import Served  # noqa: E402
 from suri.infer.shelf import Shelf  # noqa: E402
 from suri.train.jobs import Runs  # noqa: E402
-from suri.web.doors import clean_up_on_sigterm, same_site, unusable  # noqa: E402
+from suri.web.doors import cleaning_up_on_sigterm, same_site, unusable  # noqa: E402
 from suri.web.page_chat import chat_tab  # noqa: E402
 from suri.web.page_results import Results, results_tab  # noqa: E402
 from suri.web.page_train import Trainer, train_tab  # noqa: E402
@@ -26,6 +26,7 @@ from suri.web.page_words import Words, line  # noqa: E402
 LANGUAGES = {"English": "", "中文": "zh"}
 
 
+@cleaning_up_on_sigterm()
 def open_page(
     served: Served, runs: Runs, *, server_name: str, port: int, share: bool, password: str
 ) -> None:
@@ -33,7 +34,6 @@ def open_page(
 
     Raises UsageError when the address cannot be used.
     """
-    clean_up_on_sigterm()
     page = build_page(served, runs)
     try:
         _, address, public = page.launch(

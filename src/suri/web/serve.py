@@ -9,7 +9,7 @@ import uvicorn
 
 from suri.infer.served import Served
 from suri.web.api import Api, Limits, build_app
-from suri.web.doors import clean_up_on_sigterm, unusable
+from suri.web.doors import cleaning_up_on_sigterm, unusable
 
 BACKLOG = 256
 MOST_CONNECTIONS = 500
@@ -17,6 +17,7 @@ MOST_CONNECTIONS = 500
 GRACE_SECONDS = 10
 
 
+@cleaning_up_on_sigterm()
 def serve_api(
     served: Served, limits: Limits, *, server_name: str, port: int, password: str,
     runs: Path | None = None,
@@ -25,7 +26,6 @@ def serve_api(
 
     Raises UsageError when the address cannot be used.
     """
-    clean_up_on_sigterm()
     listener = _listen(server_name, port)
     host = f"[{server_name}]" if ":" in server_name else server_name
     app, api = build_app(served, limits, host=server_name, password=password, runs=runs)
