@@ -1,9 +1,7 @@
 """The API's door, with servers that a client can hardly bring about in a test's time."""
 
 import asyncio
-import os
 import signal
-import time
 
 import pytest
 from starlette.applications import Starlette
@@ -93,7 +91,6 @@ def test_places_of_origins(origin, place):
 def test_sigterm_ends_a_server_as_an_error_does_and_nothing_after_it():
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as ended, cleaning_up_on_sigterm():
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
+        signal.raise_signal(signal.SIGTERM)
     assert ended.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is before
