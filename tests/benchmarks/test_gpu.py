@@ -50,6 +50,7 @@ def test_every_row_says_something_with_its_raw_values(result: dict[str, Any]) ->
     assert result["environment"]["torch"]
 
 
+@pytest.mark.slow
 def test_every_check_compared_numbers_and_could_have_failed(result: dict[str, Any]) -> None:
     checks = [figure for figure in result["figures"] if "passed" in figure]
     assert {check["row"] for check in checks} >= CHECKED

@@ -80,6 +80,7 @@ def test_a_port_in_use_gets_a_message(tiny):
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_file_of_instructions_is_answered(tmp_path, tiny, capsys):
     rows = [
         {"instruction": f"Say {number} things.", "input": "é" * (number % 3)}

@@ -38,6 +38,7 @@ def test_runs_are_found_below_a_folder_with_their_figures(place):
     assert first.figures["peak_memory_bytes"] == result["peak_memory_bytes"]
 
 
+@pytest.mark.slow
 def test_conditions_choose_and_wrong_ones_are_refused(place):
     assert [run.folder.name for run in find_runs(place, ["lora_r=5"])] == ["second"]
     assert find_runs(place, ["lora_r=5", "seed=1"]) == []

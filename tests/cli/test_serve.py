@@ -42,6 +42,7 @@ def test_words_that_cannot_work(words, said):
     assert said in "\n".join(refusal.value.lines())
 
 
+@pytest.mark.slow
 def test_a_port_in_use_gets_a_message(tiny):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -148,6 +148,7 @@ def unpacked(batch: Batch) -> list[tuple[list[int], list[int], list[int]]]:
     return documents  # type: ignore[return-value]
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(

@@ -63,6 +63,7 @@ def test_the_page_holds_every_character_and_runs_nothing(
         assert unescape("".join(learned)).replace("⏎\n", "\n").endswith("<|im_end|>")
 
 
+@pytest.mark.slow
 def test_the_commands_show_rows_by_number(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -159,6 +159,7 @@ def test_a_permutation_wrong_both_ways_fails_by_its_logits_alone(
     assert "FAIL largest difference of a logit" in caught.value.found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", WRITERS)
 def test_a_changed_bystander_fails(base, adapter, tmp_path, monkeypatch, to):
     def touched(weights, adapter, dtype, names=None):

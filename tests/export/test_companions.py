@@ -233,6 +233,7 @@ def test_llama_cpp_writes_what_training_wrote(name, made, tmp_path):
         assert ids == encode_prompt(record, tokenizer, prompt).tolist(), case
 
 
+@pytest.mark.slow
 def test_the_gguf_file_has_the_template_of_the_hf_folder(plain, tmp_path):
     base, adapter = plain
     PROMPTS["hostile-later"].save(adapter)
@@ -244,6 +245,7 @@ def test_the_gguf_file_has_the_template_of_the_hf_folder(plain, tmp_path):
     assert "chat_template" not in read_json(tmp_path / "hf" / "tokenizer_config.json")
 
 
+@pytest.mark.slow
 def test_a_base_without_a_tokenizer_gets_no_template(plain, tmp_path):
     _, adapter = plain
     base = make_base(tmp_path / "base", vocab_size=280)
