@@ -308,6 +308,7 @@ def test_the_card_tells_where_it_comes_from_and_how_it_was_checked(plain, tmp_pa
         assert str(tmp_path) not in card
 
 
+@pytest.mark.slow
 def test_the_card_may_be_edited_and_the_chat_template_may_not(plain, tmp_path):
     base, adapter = plain
     write_hf(base, adapter, tmp_path / "merged")

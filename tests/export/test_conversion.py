@@ -190,6 +190,7 @@ def test_eight_parts_as_of_llama_2_70b(tmp_path):
             assert torch.equal(stored(name).read(rows), tensor[rows]), (name, rows)
 
 
+@pytest.mark.slow
 def test_parts_in_the_wrong_order_fail_by_their_logits(tmp_path, monkeypatch):
     """Reader and checks agree on them; the decoder that shares no code does not."""
     changes, params = SHAPES["llama-1-7b"]
@@ -322,6 +323,7 @@ def quantise(source: Path, target: Path, kind: str) -> None:
     writer.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["shards", "bin"])
 def test_from_other_hf_folders(form, tmp_path):
     base = make(tmp_path / "base", F16)

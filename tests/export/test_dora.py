@@ -280,6 +280,7 @@ def test_a_dora_adapter_of_nf4_gets_the_base_it_was_trained_on(base, adapter, tm
         assert torch.equal(one[name], two[name]) == ("_proj" not in name), name
 
 
+@pytest.mark.slow
 def test_the_command(base, adapter, tmp_path, capsys):
     main(["merge", str(adapter), "--to", "hf", "--base_model", str(base), "--output_dir",
           str(tmp_path / "merged")])  # fmt: skip

@@ -121,6 +121,7 @@ def test_a_base_without_a_tokenizer_is_read_too(tmp_path):
     assert certificate.checks[-1].name.startswith("llama.cpp: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["no model", "cut", "a tensor is missing"])
 def test_a_file_that_it_cannot_load_is_refused(merged, tmp_path, what):
     content = (merged / "model.gguf").read_bytes()

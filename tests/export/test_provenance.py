@@ -59,6 +59,7 @@ def test_an_adapter_is_not_added_twice(to, base, adapter, merged, tmp_path):
     assert files_in(tmp_path) == {"copied"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recorded", [False, True])
 def test_another_merge_is_not_the_base(recorded, base, merged, tmp_path):
     """A bare PEFT adapter, and one that records the base before the merge."""

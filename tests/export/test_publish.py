@@ -47,6 +47,7 @@ def test_a_disk_too_small_is_said_before_anything_is_written(base, adapter, tmp_
     assert files_in(tmp_path) == set()
 
 
+@pytest.mark.slow
 def test_a_killed_merge_goes_on_with_its_whole_shards(base, adapter, tmp_path, monkeypatch):
     """Several shards; the process is killed after the second, and the next writes the others."""
     monkeypatch.setattr(hf, "SHARD_BYTES", 30_000)
@@ -65,6 +66,7 @@ def test_a_killed_merge_goes_on_with_its_whole_shards(base, adapter, tmp_path, m
     assert files_in(out) == files_in(tmp_path / "unbroken")
 
 
+@pytest.mark.slow
 def test_what_a_killed_merge_of_something_else_left_is_not_used(
     base, adapter, tmp_path, monkeypatch
 ):

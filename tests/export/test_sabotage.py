@@ -224,6 +224,7 @@ def test_from_bf16_to_bf16_it_is_caught_unless_no_bit_differs(
     assert ("FAIL 21 targets" in found) == (changed > 0)
 
 
+@pytest.mark.slow
 def test_a_scaling_forgotten_where_it_is_one_changes_no_bit(base, run, tmp_path, monkeypatch):
     merge = open_merge(run, base)
     write_adapter(tmp_path / "one", replace(merge.adapter, alpha=float(merge.adapter.r)))

@@ -140,6 +140,7 @@ def test_steps_are_ordered_by_their_numbers_and_not_by_the_clock(cut, whole, new
     assert_same(cut, whole)
 
 
+@pytest.mark.slow
 def test_without_any_whole_state_the_remedy_is_named(cut):
     for name in ("step-000004", "step-000006"):
         (cut / "checkpoints" / name / "state.json").unlink()

@@ -118,6 +118,7 @@ def test_a_second_request_ends_the_run_at_once_and_what_was_saved_stays(mine, wh
     assert weights(mine.output_dir) == weights(whole)
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_a_run_that_is_stopped_while_rows_are_read(mine, monkeypatch):
     from suri.train import prepare
 
@@ -171,6 +172,7 @@ def test_a_run_may_start_from_an_adapters_weights_alone(mine, whole, tmp_path):
     assert weights(mine.output_dir) != weights(whole)
 
 
+@pytest.mark.slow
 def test_where_a_run_started_decides_its_first_loss(mine, whole):
     given = replace(mine, start_from=str(whole), max_steps=1)
     assert run(given) == 0

@@ -166,6 +166,7 @@ def test_rows_fit_together_by_the_memory_of_all(decoder, monkeypatch):
     assert not together.fits(31)
 
 
+@pytest.mark.slow
 def test_a_common_start_is_read_once(decoder, prompts, monkeypatch):
     """The first row reads it, the others copy it, whatever becomes of the first."""
     monkeypatch.setattr(module, "READ_TOKENS", 25)

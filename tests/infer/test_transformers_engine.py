@@ -79,6 +79,7 @@ def test_a_stream_is_the_answer_token_by_token(tiny):
     assert len(taken) < 60
 
 
+@pytest.mark.slow
 def test_beams_and_sampling_work_there_too(tiny):
     ours, theirs = both(tiny)
     prompt = prompts_of(ours)[1]

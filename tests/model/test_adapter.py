@@ -260,6 +260,7 @@ def test_layers_have_plain_numbers(tiny: Path, tmp_path: Path, number: str) -> N
         read_adapter(tmp_path)
 
 
+@pytest.mark.slow
 def test_an_adapter_for_another_base_names_the_right_one(tiny: Path, embedded: Path) -> None:
     with pytest.raises(UsageError, match="does not fit this base") as caught:
         load_decoder(embedded, adapter=random_adapter(tiny))

@@ -66,6 +66,7 @@ def deferred(weights: list[torch.Tensor]) -> Deferred:
     return Deferred([Unread(len(weight), weight.clone) for weight in weights])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Dense, NF4, Int8Weight, deferred])
 def test_pullback_is_the_product_with_the_weight_that_the_forward_used(kind: Any) -> None:
     stored = kind([torch.randn(n, 64, generator=seeded(n)) for n in (40, 24)])

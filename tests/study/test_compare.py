@@ -90,6 +90,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         compare(Comparison(run=tmp_path), print)
 
 
+@pytest.mark.slow
 def test_a_folder_of_something_else_is_left_alone(run, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(UsageError, match="holds something else"):

@@ -86,6 +86,7 @@ def test_the_page_has_every_heading_twice_and_enough_to_look_at(reports):
     assert page.stat().st_size < 2_000_000
 
 
+@pytest.mark.slow
 def test_the_word_file_has_real_headings_tables_pictures_and_captions(reports):
     spoken, _, word, _ = reports
     made = docx.Document(str(word))

@@ -88,6 +88,7 @@ def test_losses_are_those_of_transformers_and_peft(tiny, run, spec):
             assert mean == pytest.approx(result["held_out_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_answers_are_the_greedy_ones_of_transformers(tiny, run, spec):
     tokenizer, prompt = read_tokenizer(tiny), read_prompt(run)

@@ -175,6 +175,7 @@ def test_resume_is_bit_identical(
     assert len(metrics(cut, "train/loss")) == same["steps"]
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_passed_over(tiny: Path, rows: Path, tmp_path: Path) -> None:
     folder, said = tmp_path / "run", []
     recipe = recipe_for(tiny, rows, folder, save_steps=3, val_set_size=0)
@@ -199,6 +200,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tiny: Path, rows: Path, tmp_
     assert len(metrics(folder, "train/loss")) == 24
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_before_the_weights(
     tiny: Path, rows: Path, tmp_path: Path
 ) -> None:
@@ -219,6 +221,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights(
     assert all(not bool(b.any()) for _, b in saved.tensors.values())
 
 
+@pytest.mark.slow
 def test_output_folders_that_are_not_free(tiny: Path, rows: Path, tmp_path: Path) -> None:
     recipe = recipe_for(tiny, rows, tmp_path / "run", max_steps=1)
     train(recipe, silent, no_answers)
@@ -236,6 +239,7 @@ def test_output_folders_that_are_not_free(tiny: Path, rows: Path, tmp_path: Path
         train(replace(recipe, output_dir=str(foreign / "dear.txt")), silent, no_answers)
 
 
+@pytest.mark.slow
 def test_going_on_from_a_checkpoint_ends_with_the_runs_own_folder(
     tiny: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -253,6 +257,7 @@ def test_going_on_from_a_checkpoint_ends_with_the_runs_own_folder(
     assert "training loss" in said
 
 
+@pytest.mark.slow
 def test_resume_with_other_settings_is_refused(tiny: Path, rows: Path, tmp_path: Path) -> None:
     recipe = recipe_for(tiny, rows, tmp_path / "run")
 
@@ -267,6 +272,7 @@ def test_resume_with_other_settings_is_refused(tiny: Path, rows: Path, tmp_path:
         train(other, silent, no_answers)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_real_process_saves_and_names_the_command(
     tiny: Path, rows: Path, tmp_path: Path
 ) -> None:
@@ -284,6 +290,7 @@ def test_ctrl_c_in_a_real_process_saves_and_names_the_command(
     assert list((folder / "checkpoints").glob("step-*/manifest.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["suri", "reference"])
 def test_the_first_step_of_a_run_by_hand(
     tiny: Path, rows: Path, tmp_path: Path, engine: str
@@ -318,6 +325,7 @@ def overfitting(tiny: Path, rows: Path, folder: Path, **changes: Any) -> Recipe:
     return recipe_for(tiny, rows, folder, **settings | changes)
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_the_run_when_the_held_out_loss_stalls(
     tiny: Path, rows: Path, tmp_path: Path
 ) -> None:
@@ -347,6 +355,7 @@ def test_early_stopping_ends_the_run_when_the_held_out_loss_stalls(
     check_manifest(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_patience_survives_a_resume(tiny: Path, rows: Path, tmp_path: Path) -> None:
     settings = {"early_stopping_patience": 3, "save_steps": 1}
     whole = train(overfitting(tiny, rows, tmp_path / "whole", **settings), silent, no_answers)
@@ -387,6 +396,7 @@ def test_every_example_is_learned_once_per_epoch() -> None:
     assert epochs[0] != epochs[1]
 
 
+@pytest.mark.slow
 def test_a_mistral_with_a_window_trains(tmp_path: Path, rows: Path) -> None:
     folder = make_model(tmp_path / "mistral", "mistral", sliding_window=9)
     write_tokenizer(folder)

@@ -155,6 +155,7 @@ def test_a_run_goes_on_bit_for_bit(
     assert metrics(tmp_path / "cut", "train/loss") == metrics(tmp_path / "whole", "train/loss")
 
 
+@pytest.mark.slow
 def test_a_dora_run_names_the_way_to_use_it_and_the_way_works(
     tiny: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,6 +182,7 @@ def test_a_dora_run_names_the_way_to_use_it_and_the_way_works(
     assert open_model(f"{run}-hf").engine
 
 
+@pytest.mark.slow
 def test_a_pissa_run_merges_with_a_certificate(tiny: Path, rows: Path, tmp_path: Path) -> None:
     recipe = recipe_for(
         tiny, rows, tmp_path / "run", engine="reference", lora_variant="pissa", max_steps=6

@@ -325,6 +325,7 @@ LIKELY = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -399,6 +400,7 @@ def endless(model):
     return {"messages": MESSAGES, "temperature": 0, "max_tokens": 3000}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_ends_its_answer(server, client, endless, stream):
     written = "suri_completion_tokens_total"
@@ -414,6 +416,7 @@ def test_a_client_that_leaves_ends_its_answer(server, client, endless, stream):
     assert chat(client).choices[0].message.content
 
 
+@pytest.mark.slow
 def test_a_full_queue_is_said_while_others_are_answered(wide, endless, tmp_path):
     with (
         api_server(tmp_path, str(wide), "--max_tokens", "3000", "--queue", "2") as server,
@@ -436,6 +439,7 @@ def test_a_full_queue_is_said_while_others_are_answered(wide, endless, tmp_path)
             assert chat(patient).choices[0].message.content
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_also_while_it_answers(wide, endless, tmp_path):
     with (
         api_server(tmp_path, str(wide), "--max_tokens", "3000") as server,
@@ -452,6 +456,7 @@ def test_ctrl_c_ends_it_also_while_it_answers(wide, endless, tmp_path):
             assert ended is None or isinstance(ended, openai.APIError)
 
 
+@pytest.mark.slow
 def test_other_machines_need_the_password(wide, tmp_path):
     words = (str(wide), "--server_name", "0.0.0.0", "--password", "fleece")
     with api_server(tmp_path, *words) as server:
@@ -469,6 +474,7 @@ def test_other_machines_need_the_password(wide, tmp_path):
         assert "fleece" not in server.log.read_text()
 
 
+@pytest.mark.slow
 def test_fifty_clients_get_the_answers_of_one(server, client):
     def ask(number):
         messages = [{"role": "user", "content": f"Say {number % 10}."}]

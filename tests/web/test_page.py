@@ -635,6 +635,7 @@ def adapter_of(base, folder, seed):
     return folder
 
 
+@pytest.mark.slow
 def test_pages_of_other_sites_cannot_ask_the_page(address):
     """By their own name, by one that was turned to this machine, and by none."""
     place = urllib.parse.urlsplit(address).netloc
