@@ -46,7 +46,7 @@ def verify(folder: Path, report: Report = silent) -> tuple[Certificate, str]:
 
 
 def read_certificate(folder: Path) -> dict[str, Any]:
-    """What certificate.json holds; raises Corrupt where it is not what `publish` writes."""
+    """What certificate.json holds; raises Corrupt where it is not what `write_merge` writes."""
     if not (folder / FILE).is_file():
         raise UsageError(
             f"{folder} has no {FILE}",
