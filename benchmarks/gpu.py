@@ -21,7 +21,7 @@ for folder in (HERE, HERE.parent / "src"):
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 STARTED = time.perf_counter()
 
-from gpu_rows import candidates, checks, decoding, peers, rates, training  # noqa: E402
+from gpu_rows import candidates, checks, commands, decoding, peers, rates, training  # noqa: E402
 from gpu_rows.bench import Bench, Row  # noqa: E402
 
 ROWS = {
@@ -29,6 +29,7 @@ ROWS = {
     "attention": Row(checks.attention, 20),
     "lora": Row(training.lora, 60),
     "gradients": Row(checks.gradients, 40),
+    "commands": Row(commands.commands, 60),
     "hf": Row(peers.hugging_face, 100),
     "qlora": Row(training.qlora, 50),
     "triton": Row(candidates.triton_elementwise, 50),

@@ -82,7 +82,7 @@ class Bench:
         except BaseException as problem:
             if isinstance(problem, KeyboardInterrupt | SystemExit):
                 raise
-            self._add({"what": "all of it", "failed": _shortened(problem)})
+            self.broke("all of it", problem)
             # Libraries that refuse a shape leave the device usable.
             usable = "CUDA error" not in str(problem) or "CUBLAS" in str(problem)
             del problem
@@ -123,6 +123,10 @@ class Bench:
     def note(self, what: str, reason: str) -> None:
         """A figure that there is not, and why."""
         self._add({"what": what, "missing": reason})
+
+    def broke(self, what: str, problem: BaseException) -> None:
+        """A figure that there is not, because of an error."""
+        self._add({"what": what, "failed": _shortened(problem)})
 
     def times(self, work: Callable[[], object], repeats: int = 5, warm_up: int = 1) -> list[float]:
         """Seconds of each of some runs, the device's work included."""

@@ -12,9 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
-ROWS = ["rates", "attention", "lora", "gradients", "hf", "qlora", "triton", "decode",
+ROWS = ["rates", "attention", "lora", "gradients", "commands", "hf", "qlora", "triton", "decode",
         "compiled-elementwise", "fp8", "int8", "compiled-layer", "unsloth", "vllm"]  # fmt: skip
-CHECKED = {"attention", "gradients", "decode", "fp8", "int8"}
+CHECKED = {"attention", "gradients", "commands", "decode", "fp8", "int8"}
 CHECKED |= {"compiled-elementwise", "compiled-layer"}
 
 
