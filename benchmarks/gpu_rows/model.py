@@ -151,31 +151,6 @@ def needed_flop(config: ModelConfig, batch: Batch) -> float:
     return 4.0 * (body * len(batch.ids) + head * batch.learned_tokens)
 
 
-def estimated_bytes(config: ModelConfig, batch: Batch) -> int:
-    """Most memory of a bf16 step: weights, adapter and optimizer, activations, one layer's work.
-
-    Kept for each token and layer: both residual streams, q, k and v as one buffer in which q and k
-    were turned, the mixed values with their sums, gate and up, the thin projections; with a shared
-    prefix also the gathered keys and values. Of the last layer the part after the attention is made
-    for learned tokens alone. The most is reached in the backward pass of an MLP: of the last
-    layer's, or of the one before, which is wider, when the last layer's activations are free again.
-    """
-    hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_layers
-    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    tokens, learned = len(batch.ids), batch.learned_tokens
-    keys = batch.tokens + batch.prefix
-    attention = tokens * (hidden + (q + 2 * kv) + q + 2 * config.num_heads)
-    attention += keys * 2 * kv if batch.prefix else 0
-    after = hidden + 2 * inner + 7 * RANK
-    kept = (layers - 1) * (attention + tokens * after)
-    mlp = 2 * hidden + 6 * inner
-    work = max(attention + learned * (after + mlp), tokens * mlp if layers > 1 else 0)
-    linears = sum(o * i for o, i in config.linear_shapes().values())
-    pairs = RANK * sum(o + i for o, i in config.linear_shapes().values())
-    weights = layers * linears + 2 * config.vocab_size * hidden
-    return 2 * (kept + work + weights) + 16 * layers * pairs
-
-
 def linears(decoder: Decoder) -> Iterator[Linear]:
     """Every fused linear of every layer."""
     for layer in decoder.layers:

@@ -2,22 +2,33 @@
 
 import contextlib
 import importlib.util
+import json
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from gpu_rows.bench import Bench, NotHere
 from gpu_rows.model import ALPHA, RANK, examples, make_decoder, shape_of
-from gpu_rows.training import Trainer, budgets, timed_step
+from gpu_rows.training import Trainer, budgets
 from suri.data.batch import micro_batches
 from suri.data.examples import NOT_LEARNED, Example
 
-SETTINGS = [(rows, grouped) for rows in (16, 8, 4) for grouped in (True, False)]
-SECONDS = 75
+SETTINGS = [(16, True), (8, True), (16, False), (8, False), (4, True), (4, False)]
+"""Rows of a batch, and whether those of similar lengths come together; the best ones first."""
+SECONDS = 45
 """The settings that are not begun by then stay unmeasured, and the figures say so."""
+FEW_LAYERS = 8
+"""Of a model that has to be written to a disk."""
+SETS = 4
+"""Sets of rows that were not seen before, one for each step; the first one warms up."""
 
 
 def hugging_face(bench: Bench) -> None:
@@ -25,7 +36,7 @@ def hugging_face(bench: Bench) -> None:
     for package in ("transformers", "peft"):
         if importlib.util.find_spec(package) is None:
             raise NotHere(f"{package} is not installed")
-    rows = examples(bench, budgets(bench)[1])
+    sets = row_sets(bench)
     layers, found = None, dict[str, float]()
     if bench.cuda and torch.cuda.get_device_properties(0).total_memory < 60e9:
         layers = 8
@@ -37,38 +48,63 @@ def hugging_face(bench: Bench) -> None:
         if time.perf_counter() - began > SECONDS:
             bench.note(what, "the row's time was over")
             continue
-        if seconds := _timed(bench, trainer, _cut(rows, size, grouped), what, note):
+        if seconds := _timed(bench, trainer, [cut(s, size, grouped) for s in sets], what, note):
             found[what] = seconds
     del trainer
     bench.free()
     if found:
-        _ours(bench, layers, rows, min(found.items(), key=lambda item: item[1]))
+        _ours(bench, layers, sets, min(found.items(), key=lambda item: item[1]))
+
+
+def row_sets(bench: Bench) -> list[list[Example]]:
+    """Sets of rows of as many tokens as two micro-batches."""
+    size = budgets(bench)[1]
+    sets: list[list[Example]] = [[]]
+    for row in examples(bench, (SETS + 1) * size):
+        if sum(len(other.ids) for other in sets[-1]) + len(row.ids) > size:
+            sets.append([])
+        sets[-1].append(row)
+    return sets[:SETS]
 
 
 def _attention() -> str:
     return "flash_attention_2" if importlib.util.find_spec("flash_attn") else "sdpa"
 
 
-def _cut(rows: list[Example], size: int, grouped: bool) -> list[list[Example]]:
+def cut(rows: list[Example], size: int, grouped: bool) -> list[list[Example]]:
+    """Batches of so many rows."""
     order = sorted(rows, key=lambda row: -len(row.ids)) if grouped else rows
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def _timed(bench: Bench, trainer: "_Peer", cut: list[list[Example]], what: str, note: str) -> float:
-    """Seconds of a step; 0 where it did not fit."""
-    tokens = sum(len(row.ids) for batch in cut for row in batch)
-    rows = sum(map(len, cut))
+def _timed(
+    bench: Bench, trainer: "_Peer", sets: list[list[list[Example]]], what: str, note: str
+) -> float:
+    """Seconds of a step over a set, the median; 0 where it did not fit."""
+    if bench.cuda:
+        torch.cuda.reset_peak_memory_stats()
     try:
-        trainer.step(cut[:1])
-        seconds = bench.times(lambda: trainer.step(cut), 2, warm_up=0)
+        seconds = [bench.times(lambda s=s: trainer.step(s), 1, warm_up=0)[0] for s in sets]
     except torch.OutOfMemoryError:
         trainer.optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
         bench.note(what, "out of memory")
         return 0.0
-    bench.figure(what, [tokens / t for t in seconds], "tokens/s", note, seconds=seconds,
-                 rows_per_second=[rows / t for t in seconds])  # fmt: skip
-    return statistics.median(seconds)
+    _figures(bench, what, sets[1:], seconds[1:], note)
+    if bench.cuda:
+        memory = torch.cuda.max_memory_allocated() / 1e9
+        bench.figure(f"{what}: peak memory", [memory], "GB")
+    return statistics.median(seconds[1:])
+
+
+def _figures(
+    bench: Bench, what: str, sets: list[list[list[Example]]], seconds: list[float], note: str
+) -> None:
+    tokens = [sum(len(row.ids) for batch in s for row in batch) for s in sets]
+    rows = [sum(map(len, s)) for s in sets]
+    bench.figure(what, [n / t for n, t in zip(tokens, seconds, strict=True)], "tokens/s", note,
+                 seconds=seconds,
+                 rows_per_second=[n / t for n, t in zip(rows, seconds, strict=True)])  # fmt: skip
 
 
 class _Peer:
@@ -114,32 +150,62 @@ class _Peer:
         return {name: tensor.to(self.device) for name, tensor in named.items()}
 
 
-def _ours(bench: Bench, layers: int | None, rows: list[Example], best: tuple[str, float]) -> None:
+def _ours(
+    bench: Bench, layers: int | None, sets: list[list[Example]], best: tuple[str, float]
+) -> None:
     """Our engine on the same rows, and how much faster it is than their best."""
-    cut = micro_batches(rows, max_rows=0, token_budget=budgets(bench)[0], share_prefix=True)
     trainer = Trainer(make_decoder(bench, layers=layers))
-    seconds = timed_step(bench, trainer, cut, "own LoRA on the same rows")
-    bench.figure(f"own LoRA against {best[0]}", [best[1] / seconds], "x")
+    batches = [
+        micro_batches(rows, max_rows=0, token_budget=budgets(bench)[0], share_prefix=True)
+        for rows in sets
+    ]
+    if bench.cuda:
+        torch.cuda.reset_peak_memory_stats()
+    seconds = [bench.times(lambda s=s: trainer.step(s), 1, warm_up=0)[0] for s in batches]
+    what = "own LoRA on the same rows" + (f", {layers} layers" if layers else "")
+    _figures(bench, what, [[rows] for rows in sets[1:]], seconds[1:], "")
+    if bench.cuda:
+        memory = torch.cuda.max_memory_allocated() / 1e9
+        bench.figure(f"{what}: peak memory", [memory], "GB")
+    bench.figure(f"own LoRA against {best[0]}", [best[1] / statistics.median(seconds[1:])], "x")
 
 
 def unsloth(bench: Bench) -> None:
-    """Unsloth's fused adapters and layers on the same rows."""
-    _needs(bench, "unsloth")
+    """Unsloth's fused adapters and layers on the same rows, then our engine."""
+    for package in ("unsloth", "trl"):
+        _needs(bench, package)
+    sets, found = row_sets(bench), dict[str, float]()
     with _offline_model(bench) as folder:
-        from unsloth import FastLanguageModel
+        for size in (16, 8):
+            what = f"Unsloth, batches of {size}, grouped, {FEW_LAYERS} layers"
+            batches = [cut(rows, size, True) for rows in sets]
+            seconds = _in_own_process(folder, batches)
+            _figures(bench, what, batches[1:], seconds[1:], "")
+            found[what] = statistics.median(seconds[1:])
+    _ours(bench, FEW_LAYERS, sets, min(found.items(), key=lambda item: item[1]))
 
-        model, _ = FastLanguageModel.from_pretrained(
-            folder, max_seq_length=2048, dtype=torch.bfloat16, load_in_4bit=False
-        )
-        trainer = _Peer.__new__(_Peer)
-        trainer.device = bench.device
-        trainer.model = FastLanguageModel.get_peft_model(
-            model, r=RANK, lora_alpha=ALPHA, lora_dropout=0, use_gradient_checkpointing=False
-        )
-        trainer.parameters = [p for p in trainer.model.parameters() if p.requires_grad]
-        trainer.optimizer = torch.optim.AdamW(trainer.parameters, lr=1e-4, foreach=True)
-        cut = _cut(examples(bench, budgets(bench)[1]), 16, True)
-        _timed(bench, trainer, cut, "Unsloth, batches of 16, grouped", "8 layers")
+
+def _in_own_process(folder: str, sets: list[list[list[Example]]]) -> list[float]:
+    """Seconds of Unsloth's steps; it changes transformers and peft wherever it is imported."""
+    rows = Path(folder) / "rows.json"
+    plain = [
+        [[{"ids": row.ids.tolist(), "labels": row.labels.tolist()} for row in b] for b in batches]
+        for batches in sets
+    ]
+    rows.write_text(json.dumps(plain), encoding="utf-8")
+    environment = os.environ | {
+        "UNSLOTH_DISABLE_STATISTICS": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "UNSLOTH_COMPILE_LOCATION": f"{folder}/compiled",
+    }
+    script = Path(__file__).parent / "unsloth_steps.py"
+    done = subprocess.run(
+        [sys.executable, str(script), folder, str(rows)],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"Unsloth: {done.stderr[-600:]}")
+    return [float(value) for value in json.loads(done.stdout.splitlines()[-1])]
 
 
 def vllm(bench: Bench) -> None:
@@ -164,12 +230,10 @@ def _needs(bench: Bench, package: str) -> None:
 
 @contextlib.contextmanager
 def _offline_model(bench: Bench) -> Iterator[str]:
-    """A folder with 8 random layers, for systems that read nothing else."""
-    import tempfile
-
+    """A folder with a few random layers, for systems that read nothing else."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config: Any = AutoConfig.for_model(**shape_of(bench, 8))
+    config: Any = AutoConfig.for_model(**shape_of(bench, FEW_LAYERS))
     with tempfile.TemporaryDirectory() as folder:
         with bench.device:
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)

@@ -8,20 +8,12 @@ import torch
 
 from gpu_rows import nf4
 from gpu_rows.bench import Bench
-from gpu_rows.model import (
-    ALPHA,
-    RANK,
-    batches,
-    estimated_bytes,
-    make_decoder,
-    needed_flop,
-    stored_as,
-)  # fmt: skip
+from gpu_rows.model import ALPHA, RANK, batches, make_decoder, needed_flop, stored_as
 from gpu_rows.rates import matmul_rate
 from suri.data.batch import Batch
 from suri.errors import UsageError
 from suri.model.decoder import Decoder
-from suri.recipe import LINEARS, Recipe
+from suri.recipe import Recipe
 from suri.train import budget as planner
 from suri.train.loss import summed_loss
 from suri.train.optimizer import clip_gradients, make_optimizer
@@ -97,22 +89,20 @@ def lora(bench: Bench) -> None:
             trainer.optimizer.zero_grad(set_to_none=True)
             bench.note(f"own LoRA, micro-batch {budget}", "out of memory")
             continue
-        _memory(bench, trainer, cut[0], budget)
+        _memory(bench, trainer, budget)
 
 
-def _memory(bench: Bench, trainer: Trainer, batch: Batch, budget: int) -> None:
+def _memory(bench: Bench, trainer: Trainer, budget: int) -> None:
     what = f"own LoRA, micro-batch {budget}: peak memory"
     if not bench.cuda:
         bench.note(what, "a CPU does not count its allocations")
         return
     measured = torch.cuda.max_memory_allocated()
-    estimate = estimated_bytes(trainer.decoder.config, batch)
-    bench.figure(what, [measured / 1e9], "GB", estimated_gb=estimate / 1e9)
-    bench.figure(f"{what}, of the estimate", [100 * measured / estimate], "%")
-    recipe = Recipe(lora_r=RANK, lora_alpha=ALPHA, lora_target_modules=LINEARS)
-    planned = planner.estimate(trainer.decoder.config, recipe, budget, planner.Memory("cuda")).total
-    bench.figure(f"{what}, of what a run plans with", [100 * measured / planned], "%",
-                 planned_gb=planned / 1e9)  # fmt: skip
+    recipe = Recipe(lora_r=RANK, lora_alpha=ALPHA)
+    config, memory = trainer.decoder.config, planner.Memory("cuda")
+    planned = planner.estimate(config, recipe, budget, memory).total
+    bench.figure(what, [measured / 1e9], "GB", planned_gb=planned / 1e9)
+    bench.figure(f"{what}, of what a run plans with", [100 * measured / planned], "%")
 
 
 def qlora(bench: Bench) -> None:

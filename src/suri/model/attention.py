@@ -1,7 +1,7 @@
 """Attention over a flat stream of tokens: packed documents."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any, Protocol, cast
 
@@ -132,7 +132,11 @@ class _Documents(torch.autograd.Function):
 
 
 class Varlen:
-    """Every document of a stream in one call; lengths and places are made once, on the host."""
+    """Every document of a stream in one call; lengths and places are made once, on the host.
+
+    With a prefix the keys are copied before each document. Autograd keeps no copies: where it wants
+    them, they are made again.
+    """
 
     def __init__(self, lengths: Sequence[int], prefix: int, device: torch.device) -> None:
         queries = [prefix, *lengths] if prefix else [*lengths]
@@ -140,22 +144,71 @@ class Varlen:
         self.longest = max(queries), max(keys)
         ends = [torch.tensor([0, *accumulate(sizes)]) for sizes in (queries, keys)]
         self.ends = [end.to(device, torch.int32) for end in ends]
-        self.places = _with_prefix(lengths, prefix).to(device) if prefix else None
+        self.copied = _Copied(lengths, prefix, device) if prefix else None
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Shapes as in Attend."""
-        if self.places is not None:
-            k, v = k[self.places], v[self.places]
-        return varlen(q, k, v, self.ends, self.longest)
+        if self.copied is None:
+            return varlen(q, k, v, self.ends, self.longest)
+        keys, values = (
+            cast(Tensor, _WithPrefix.apply(x, self.copied))  # type: ignore[no-untyped-call]
+            for x in (k, v)
+        )
+        with torch.autograd.graph.saved_tensors_hooks(self._keeper((keys, k), (values, v)), _kept):
+            return varlen(q, keys, values, self.ends, self.longest)
+
+    def _keeper(self, *copied: tuple[Tensor, Tensor]) -> Callable[[Tensor], Callable[[], Tensor]]:
+        """What autograd keeps of a tensor: it, or how it is made again from what is kept anyway."""
+        sources = {copies.untyped_storage()._cdata: x.detach() for copies, x in copied}
+        shape, places = copied[0][0].shape, cast(_Copied, self.copied).places
+
+        def keep(saved: Tensor) -> Callable[[], Tensor]:
+            source = sources.get(saved.untyped_storage()._cdata)
+            if source is None or saved.shape != shape:
+                return lambda: saved
+            return lambda: source[places]
+
+        return keep
 
 
-def _with_prefix(lengths: Sequence[int], prefix: int) -> Tensor:
-    """Places in the stream of each document's keys: the prefix, and prefix and own for each."""
-    shared, start, places = range(prefix), prefix, [*range(prefix)]
-    for length in lengths:
-        places += [*shared, *range(start, start + length)]
-        start += length
-    return torch.tensor(places)
+def _kept(make: Callable[[], Tensor]) -> Tensor:
+    return make()
+
+
+class _Copied:
+    """Where the keys of each document come from: the prefix, and prefix and own for each."""
+
+    def __init__(self, lengths: Sequence[int], prefix: int, device: torch.device) -> None:
+        shared, start, places = range(prefix), prefix, [*range(prefix)]
+        own: list[int] = []
+        copies = []
+        for length in lengths:
+            copies.append([*range(len(places), len(places) + prefix)])
+            own += range(len(places) + prefix, len(places) + prefix + length)
+            places += [*shared, *range(start, start + length)]
+            start += length
+        self.prefix = prefix
+        self.places = torch.tensor(places, device=device)
+        """Of all keys, in the stream."""
+        self.own = torch.tensor(own, device=device)
+        """Of each token behind the prefix, among all keys."""
+        self.copies = torch.tensor(copies, device=device)
+        """Of the prefix' copies among all keys, [documents, prefix]."""
+
+
+class _WithPrefix(torch.autograd.Function):
+    """x [T, kv_heads, d] as all keys [S, kv_heads, d]; the gradients of copies are summed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, copied: _Copied) -> Tensor:
+        ctx.copied = copied
+        return x[copied.places]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,), copied = gradients, ctx.copied
+        shared = gradient[copied.copies].sum(dim=0) + gradient[: copied.prefix]
+        return torch.cat([shared, gradient[copied.own]]), None
 
 
 def visible(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:

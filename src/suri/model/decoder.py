@@ -65,12 +65,12 @@ class Layer(nn.Module):
     ) -> Tensor:
         """The heads of q, k and v side by side, [T, all heads, d]; those of q and k are turned."""
         qkv = self.qkv(x, self.input_norm, dropout)
-        qkv = qkv.view(len(qkv), -1, head_dim)
         heads, kv_heads, _ = (size // head_dim for size in self.qkv.sizes)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
-            qkv = torch.cat([self.q_norm(q), self.k_norm(k), v], dim=1)
-        return rotate(qkv, rotation, heads + kv_heads)
+            q, k, v = qkv.split(self.qkv.sizes, dim=1)
+            q, k = (x.view(len(x), -1, head_dim) for x in (q, k))
+            qkv = torch.cat([self.q_norm(q).flatten(1), self.k_norm(k).flatten(1), v], dim=1)
+        return rotate(qkv, rotation, heads + kv_heads).view(len(qkv), -1, head_dim)
 
 
 def rotary_frequencies(config: ModelConfig) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from suri.model.kernels import on_gpu
+
 
 class Before(Protocol):
     """What stands before a product: a cheap function of its input."""
@@ -56,6 +58,8 @@ class Norm(nn.Module):
 
     def value(self, x: Tensor) -> Tensor:
         """As forward, without a gradient."""
+        if kernels := on_gpu(x):
+            return cast(Tensor, kernels.norm(x, self.weight, self.eps))
         if x.dtype == torch.float32:
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         normed, _ = self._normed(x)
@@ -63,6 +67,8 @@ class Norm(nn.Module):
 
     def pullback(self, x: Tensor, gradient: Tensor) -> Tensor:
         """As in Before."""
+        if kernels := on_gpu(x):
+            return cast(Tensor, kernels.norm_pullback(x, gradient, self.weight, self.eps))
         normed, inverse = self._normed(x)
         weighted = (gradient * self.weight).float()
         mean = (weighted * normed).mean(-1, keepdim=True)
@@ -79,11 +85,15 @@ class SwiGLU:
 
     def value(self, x: Tensor) -> Tensor:
         """x [T, 2 * inner] gives [T, inner]."""
+        if kernels := on_gpu(x):
+            return cast(Tensor, kernels.swiglu(x))
         gate, up = x.chunk(2, dim=-1)
         return F.silu(gate).mul_(up)
 
     def pullback(self, x: Tensor, gradient: Tensor) -> Tensor:
         """As in Before."""
+        if kernels := on_gpu(x):
+            return cast(Tensor, kernels.swiglu_pullback(x, gradient))
         gate, up = x.chunk(2, dim=-1)
         result = torch.empty_like(x)
         for_gate, for_up = result.chunk(2, dim=-1)
@@ -108,10 +118,11 @@ class _Apply(torch.autograd.Function):
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor], heads: int) -> Tensor:
-    """Turn the first `heads` heads of x [T, all heads, d] by their positions' angles, in place.
+    """Turn the first `heads` heads of x [T, all heads * d] by their positions' angles, in place.
 
     Pairs (i, i + d/2) turn; `rotation` is (cos, sin), each [T, 1, d/2]. Rotary embedding
-    (Su et al., 2021, arXiv:2104.09864) in the half-split layout of HF weights. x is given up.
+    (Su et al., 2021, arXiv:2104.09864) in the half-split layout of HF weights. x is given up; were
+    it a view, autograd would copy all of it several times.
     """
     cos, sin = rotation
     if not x.requires_grad:
@@ -120,7 +131,11 @@ def rotate(x: Tensor, rotation: tuple[Tensor, Tensor], heads: int) -> Tensor:
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
-    first, second = x[:, :heads].chunk(2, dim=-1)
+    by_head = x.view(len(x), -1, 2 * cos.shape[-1])
+    if kernels := on_gpu(x):
+        kernels.turn(by_head, cos, sin, heads)
+        return x
+    first, second = by_head[:, :heads].chunk(2, dim=-1)
     unturned = first.clone()
     first.mul_(cos).addcmul_(second, sin, value=-1)
     second.mul_(cos).addcmul_(unturned, sin)

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import inspect
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LOG = logging.getLogger(__name__)
 FEW_ROWS = 8
 """Up to so many rows, reading the weight takes longer than multiplying with it."""
 _LOOP: list[Callable[..., None]] = []
@@ -44,6 +46,25 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
             return cast(Tensor, multiply(weight, x, None, "none", [], "").t().contiguous())
         return cast(Tensor, multiply(x, weight, None, "none", [], ""))
     return F.linear(x, weight)
+
+
+def on_gpu(x: Tensor) -> Any:
+    """The module `triton_kernels` for a tensor on a GPU that can run them, else None."""
+    return _triton_kernels() if x.is_cuda and x.dtype != torch.float64 else None
+
+
+@functools.cache
+def _triton_kernels() -> Any:
+    try:
+        from suri.model import triton_kernels
+
+        one = torch.ones(1, 32, device="cuda")
+        triton_kernels.norm(one, one[0], 1e-5)
+    except Exception as problem:  # no Triton, no C compiler, a GPU that it does not know
+        reason = str(problem).partition("\n")[0] or type(problem).__name__
+        LOG.warning("Triton's kernels cannot be used (%s): steps take a third longer", reason)
+        return None
+    return triton_kernels
 
 
 @functools.cache

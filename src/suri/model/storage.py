@@ -217,9 +217,12 @@ class NF4(nn.Module):
     Each part is quantised by itself, so that fusing layers never changes their values.
     """
 
+    weight0: Tensor
+
     def __init__(self, weights: Sequence[Tensor]) -> None:
         super().__init__()
         self.states = []
+        self.rows = [len(weight) for weight in weights]
         for number, weight in enumerate(weights):
             packed, state = quantize_nf4(weight)
             self.register_buffer(f"weight{number}", packed)
@@ -227,11 +230,17 @@ class NF4(nn.Module):
 
     def dense(self) -> Tensor:
         """The weight [out, in] that the products use; its memory is free again after them."""
-        parts = [
-            dequantize_nf4((getattr(self, f"weight{number}"), state))
-            for number, state in enumerate(self.states)
+        packed = [
+            (getattr(self, f"weight{number}"), state) for number, state in enumerate(self.states)
         ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        if len(packed) == 1 or not self.weight0.is_cuda:
+            parts = [dequantize_nf4(part) for part in packed]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+        shape, dtype = (sum(self.rows), *self.states[0].shape[1:]), self.states[0].dtype
+        whole = torch.empty(shape, dtype=dtype, device=self.weight0.device)
+        for part, place in zip(packed, whole.split(self.rows), strict=True):
+            dequantize_nf4(part, place)
+        return whole
 
     def product(self, x: Tensor) -> Tensor:
         """As in Storage."""
@@ -258,11 +267,11 @@ def quantize_nf4(weight: Tensor) -> tuple[Tensor, Any]:
     )
 
 
-def dequantize_nf4(packed: tuple[Tensor, Any]) -> Tensor:
-    """The values [out, in] that `quantize_nf4` kept, in the dtype it was given."""
+def dequantize_nf4(packed: tuple[Tensor, Any], out: Tensor | None = None) -> Tensor:
+    """The values [out, in] that `quantize_nf4` kept, in the dtype it was given; into `out`."""
     from bitsandbytes import functional
 
-    return cast(Tensor, functional.dequantize_4bit(*packed))
+    return cast(Tensor, functional.dequantize_4bit(*packed, out=out))
 
 
 def nf4_roundtrip(weight: Tensor) -> Tensor:

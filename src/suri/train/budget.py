@@ -21,8 +21,10 @@ PROCESS_BYTES = {"cpu": 290_000_000, "cuda": 0}
 """Interpreter, torch and rows. On a GPU they are in the machine's memory, not in the GPU's."""
 LIBRARY_BYTES = {"none": 330_000_000, "int8": 400_000_000, "nf4": 480_000_000}
 """What the libraries take beside on a CPU, measured: code made for shapes, their own buffers."""
-SPARE = {"cpu": 1.17, "cuda": 1.03}
+SPARE = {"cpu": 1.17, "cuda": 1.0}
 """Memory that allocators hold in holes, as a factor of what comes and goes in a step."""
+RESIDUALS = {"cpu": 4, "cuda": 2}
+"""Tensors as wide as the residual stream that live at the widest moment of a backward pass."""
 OPTIMIZER_BYTES = {"cpu": 24, "cuda": 12}
 """Per trained number: gradient and two moments, fp32; on a CPU also the copies of a checkpoint."""
 HEADROOM = 0.92
@@ -78,7 +80,7 @@ def estimate(config: ModelConfig, recipe: Recipe, tokens: int, memory: Memory) -
         "adapter": 4 * numbers,
         "optimizer": OPTIMIZER_BYTES[device] * numbers,
         "activations": round(SPARE[device] * tokens * kept_numbers(config, recipe) * item),
-        "working": round(SPARE[device] * _working_bytes(config, recipe, tokens, item)),
+        "working": round(SPARE[device] * _working_bytes(config, recipe, tokens, device)),
     }
     if device == "cpu":  # the file is mapped while it is read; on a GPU that is other memory
         return Estimate(parts, held + weights + file_bytes(config), tokens)
@@ -140,16 +142,17 @@ def kept_numbers(config: ModelConfig, recipe: Recipe) -> int:
     gate and up, and each pair's projection. Norms, SwiGLU and what A multiplies are made again.
     """
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    layer = 2 * config.hidden_size + (q + 2 * kv) + q + config.num_heads
+    layer = 2 * config.hidden_size + (q + 2 * kv) + q + 2 * config.num_heads
     layer += 2 * config.intermediate_size
     layer += recipe.lora_r * len(recipe.lora_target_modules)
     return config.num_layers * layer
 
 
-def _working_bytes(config: ModelConfig, recipe: Recipe, tokens: int, item: int) -> int:
+def _working_bytes(config: ModelConfig, recipe: Recipe, tokens: int, device: str) -> int:
     """What comes and goes: the widest moment of a layer's backward pass, or the head's chunk."""
     inner, hidden = config.intermediate_size, config.hidden_size
-    layer = tokens * (6 * inner + 4 * hidden) * item
+    item = 4 if device == "cpu" else 2
+    layer = tokens * (6 * inner + RESIDUALS[device] * hidden) * item
     widest = max(shape[0] * shape[1] for shape in config.linear_shapes().values())
     if recipe.quantize == "nf4":  # a whole weight, of gate and up together
         layer += 2 * 2 * widest * item
