@@ -15,6 +15,8 @@ from suri.recipe import Decoding
 
 CACHE_BYTES = 2**30
 """Most memory for keys and values of all answers; a single one may exceed it."""
+CACHE_SHARE = 1 / 16
+"""The share of a GPU's memory that they may take where that is more."""
 LEAST_SHARED = 8
 """Fewer tokens in common are read as quickly as copied."""
 READ_TOKENS = 512
@@ -180,4 +182,8 @@ def most_tokens(decoder: Decoder) -> int:
     """How many tokens of all rows together the cache may hold."""
     config = decoder.config
     numbers = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    return CACHE_BYTES // (numbers * decoder.embedding.element_size())
+    weights, most = decoder.embedding, CACHE_BYTES
+    if weights.is_cuda:
+        whole = torch.cuda.get_device_properties(weights.device).total_memory
+        most = max(most, int(CACHE_SHARE * whole))
+    return most // (numbers * weights.element_size())
