@@ -33,7 +33,7 @@ ROWS = {
     "hf": Row(peers.hugging_face, 100),
     "qlora": Row(training.qlora, 50),
     "triton": Row(candidates.triton_elementwise, 50),
-    "decode": Row(decoding.decode, 40),
+    "decode": Row(decoding.decode, 30),
     "compiled-elementwise": Row(candidates.compiled_elementwise, 60),
     "fp8": Row(candidates.fp8, 50),
     "int8": Row(candidates.int8, 50),

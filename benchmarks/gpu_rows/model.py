@@ -90,6 +90,7 @@ def make_decoder(
     bench: Bench,
     *,
     layers: int | None = None,
+    kv_heads: int | None = None,
     quantize: str = "none",
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | None = None,
@@ -98,7 +99,7 @@ def make_decoder(
 
     Weights are drawn on the bench's device, whichever device the decoder is for.
     """
-    shape = shape_of(bench, layers)
+    shape = shape_of(bench, layers) | ({"num_key_value_heads": kv_heads} if kv_heads else {})
     config = config_from_hf(shape)
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "config.json").write_text(json.dumps(shape), encoding="utf-8")

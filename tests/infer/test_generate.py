@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -164,6 +165,17 @@ def test_rows_fit_together_by_the_memory_of_all(decoder, monkeypatch):
     assert together.fits(7)
     assert together.fits(30)
     assert not together.fits(31)
+
+
+def test_a_large_gpu_holds_more_rows(decoder, monkeypatch):
+    def tokens(memory):
+        device = SimpleNamespace(total_memory=memory)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: device)
+        weights = SimpleNamespace(is_cuda=True, device="cuda", element_size=lambda: 4)
+        return module.most_tokens(SimpleNamespace(config=decoder.config, embedding=weights))
+
+    assert tokens(8 * 2**30) == tokens(16 * 2**30) == module.most_tokens(decoder)
+    assert tokens(32 * 2**30) == 2**31 // (2 * 3 * 2 * 10 * 4)
 
 
 @pytest.mark.slow

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from suri.infer.choose import choose, draw_numbers, penalise
+from suri.infer.graphed import Steps
 from suri.model.decoder import Decoder
 from suri.model.kv_cache import KVCache
 from suri.recipe import Decoding
 
 CACHE_BYTES = 2**30
 """Most memory for keys and values of all answers; a single one may exceed it."""
+CACHE_SHARE = 1 / 16
+"""The share of a GPU's memory that they may take where that is more."""
 LEAST_SHARED = 8
 """Fewer tokens in common are read as quickly as copied."""
 READ_TOKENS = 512
@@ -43,7 +46,11 @@ class Together:
     def __init__(self, decoder: Decoder, eos_id: int) -> None:
         self.decoder, self.eos_id = decoder, eos_id
         self.rows: list[Row] = []
-        self.cache = new_cache(decoder, 0, 0)
+        self._begin()
+
+    def _begin(self) -> None:
+        self.cache = new_cache(self.decoder, 0, 0)
+        self.steps = Steps(self.decoder)
 
     def fits(self, capacity: int) -> bool:
         """Whether memory has room for one more row of so many tokens, prompt and answer."""
@@ -53,7 +60,7 @@ class Together:
     def join(self, row: Row) -> None:
         """Take one more row; its prompt is read in the passes to come."""
         if not self.rows:
-            self.cache = new_cache(self.decoder, 0, 0)  # one long row's memory ends with it
+            self._begin()  # one long row's memory ends with it
         self.rows.append(row)
         self.cache.add(row.capacity)
 
@@ -73,7 +80,7 @@ class Together:
             for place, (row, part) in enumerate(zip(self.rows, parts, strict=True))
             if self.cache.lengths[place] + len(part) == len(row.ids)
         ]
-        scores = read(self.decoder, self.cache, parts, ready)
+        scores = self._read(parts, ready)
         rows = [self.rows[place] for place in ready]
         tokens = self._choose(rows, scores)
         for row, token in zip(rows, tokens, strict=True):
@@ -105,6 +112,15 @@ class Together:
             parts.append(row.ids[start : start + count])
         return parts
 
+    def _read(self, parts: list[list[int]], ready: list[int]) -> Tensor:
+        """Feed each row its part; the scores [ready, vocab] after these, until the next pass."""
+        if all(len(part) == 1 for part in parts):
+            left = max(row.capacity - len(row.ids) for row in self.rows)
+            scores = self.steps.read(self.cache, [token for (token,) in parts], left)
+            if scores is not None:
+                return scores if len(ready) == len(parts) else scores[ready]
+        return read(self.decoder, self.cache, parts, ready)
+
     def _choose(self, rows: list[Row], scores: Tensor) -> list[int]:
         """The next token of each row by its own settings, from scores [rows, vocab]."""
         tokens = [0] * len(rows)
@@ -113,7 +129,8 @@ class Together:
             own = scores if len(places) == len(rows) else scores[places]
             own = penalise(own, [rows[place].ids for place in places], kind.repetition_penalty)
             draws = torch.stack([rows[place].draws[rows[place].written] for place in places])
-            chosen = choose(own, kind, draws.to(scores.device)).tolist()
+            draws = draws.to(scores.device, non_blocking=True)  # the host waits for the tokens
+            chosen = choose(own, kind, draws).tolist()
             for place, token in zip(places, chosen, strict=True):
                 tokens[place] = token
         return tokens
@@ -165,4 +182,8 @@ def most_tokens(decoder: Decoder) -> int:
     """How many tokens of all rows together the cache may hold."""
     config = decoder.config
     numbers = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    return CACHE_BYTES // (numbers * decoder.embedding.element_size())
+    weights, most = decoder.embedding, CACHE_BYTES
+    if weights.is_cuda:
+        whole = torch.cuda.get_device_properties(weights.device).total_memory
+        most = max(most, int(CACHE_SHARE * whole))
+    return most // (numbers * weights.element_size())

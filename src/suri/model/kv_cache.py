@@ -75,15 +75,17 @@ class KVCache:
 
     def extend(self, counts: Sequence[int]) -> Attend:
         """Make room for counts[i] new tokens of row i; they come as one stream, row after row."""
-        starts, self.lengths = (
-            self.lengths,
-            [old + new for old, new in zip(self.lengths, counts, strict=True)],
-        )
-        if max(self.lengths) > self.keys.shape[3]:
-            raise ValueError(f"{max(self.lengths)} tokens in a cache for {self.keys.shape[3]}")
+        starts = self.lengths
+        self.grow(counts)
         if all(count == 1 for count in counts):
             return _OneEach(self, starts)
         return _SeveralEach(self, starts, counts)
+
+    def grow(self, counts: Sequence[int]) -> None:
+        """Row i has counts[i] more tokens, which somebody writes."""
+        self.lengths = [old + new for old, new in zip(self.lengths, counts, strict=True)]
+        if max(self.lengths) > self.keys.shape[3]:
+            raise ValueError(f"{max(self.lengths)} tokens in a cache for {self.keys.shape[3]}")
 
 
 class _OneEach:
@@ -115,6 +117,33 @@ class _OneEach:
             q.unsqueeze(2), keys, values, attn_mask=self.mask, enable_gqa=True
         )
         return out.squeeze(2)
+
+
+class FixedEach:
+    """As _OneEach, where the number of rows and of keys stays the same from pass to pass.
+
+    Keys and values are [layers, rows, kv_heads, keys, d]; a row's token comes at its position of
+    `positions`, int64 [rows], and the keys after that are masked.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, positions: Tensor, window: int | None) -> None:
+        self.keys, self.values, self.positions = keys, values, positions
+        self.rows = torch.arange(keys.shape[1], device=keys.device)
+        places = torch.arange(keys.shape[3], device=keys.device)
+        seen = visible(positions.unsqueeze(1), places, window)
+        mask = torch.zeros(seen.shape, dtype=keys.dtype, device=keys.device)
+        # [rows, 1, 1, keys]
+        self.mask = mask.masked_fill_(~seen, -math.inf).unsqueeze(1)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Shapes as in Attend, a token for each row."""
+        keys, values = self.keys[layer], self.values[layer]
+        keys[self.rows, :, self.positions] = k
+        values[self.rows, :, self.positions] = v
+        # Heads that share keys stand as several queries of one: with a mask torch's fused kernels
+        # for GPUs take no grouped heads, and its other way copies the keys for each of them.
+        q = q.unflatten(1, (k.shape[1], -1))
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=self.mask).flatten(1, 2)
 
 
 class _SeveralEach:
