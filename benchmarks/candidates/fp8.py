@@ -48,7 +48,7 @@ def quantise(x: Tensor) -> Scaled:
     if not x.is_cuda:
         return eight_bits(x)
     try:
-        from candidates.triton_kernels import quantise_rows
+        from suri.model.triton_rows import quantise_rows
     except ImportError:
         return eight_bits(x)
     return Scaled(*quantise_rows(x, torch.float8_e4m3fn, LARGEST))

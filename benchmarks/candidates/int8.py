@@ -84,7 +84,7 @@ class Int8Triton(Int8Torch):
 
     def quantise(self, x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As in Int8Torch."""
-        from candidates.triton_kernels import quantise_rows
+        from suri.model.triton_rows import quantise_rows
 
         return quantise_rows(x, torch.int8, LARGEST, columns)
 
