@@ -16,6 +16,7 @@ from gpu_rows.rates import random, shapes, tokens_of
 from gpu_rows.swaps import Elementwise, compare, swapped
 from gpu_rows.training import Trainer, budgets, timed_step
 from suri.data.batch import Batch
+from suri.model.fp8 import CAPABILITY, Fp8
 from suri.model.storage import Dense
 
 SAME_BOUND = 0.1
@@ -140,9 +141,7 @@ def compiled_layer(bench: Bench) -> None:
 
 def fp8(bench: Bench) -> None:
     """The frozen products in fp8, forward and pullback."""
-    from candidates.fp8 import Fp8
-
-    if bench.cuda and torch.cuda.get_device_capability() < (8, 9):
+    if bench.cuda and torch.cuda.get_device_capability() < CAPABILITY:
         raise NotHere("products in fp8 need compute capability 8.9")
     note = "" if bench.cuda else "fp8 numbers multiplied in fp32 as stand-in"
     _storage(bench, "fp8", Fp8, 6e-2, note)

@@ -8,6 +8,7 @@ from torch import Tensor
 from gpu_rows.bench import Bench
 from gpu_rows.model import shape_of
 from suri.model.config import config_from_hf
+from suri.model.fp8 import eight_bits, scaled_product
 
 Products = dict[str, Callable[[], object]]
 """By what is multiplied."""
@@ -116,8 +117,6 @@ def _int8(bench: Bench, out: int, into: int) -> Products:
 
 
 def _fp8(bench: Bench, out: int, into: int) -> Products:
-    from candidates.fp8 import eight_bits, scaled_product
-
     tokens = tokens_of(bench)
     x, w = eight_bits(random(bench, tokens, into)), eight_bits(random(bench, out, into))
     g, back = eight_bits(random(bench, tokens, out)), eight_bits(random(bench, into, out))
