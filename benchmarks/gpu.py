@@ -21,24 +21,21 @@ for folder in (HERE, HERE.parent / "src"):
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 STARTED = time.perf_counter()
 
-from gpu_rows import candidates, checks, commands, decoding, peers, rates, training  # noqa: E402
+from gpu_rows import checks, commands, decoding, kernels, peers, rates, training  # noqa: E402
 from gpu_rows.bench import Bench, Row  # noqa: E402
 
 ROWS = {
     "rates": Row(rates.rates, 30),
     "attention": Row(checks.attention, 20),
-    "lora": Row(training.lora, 60),
     "gradients": Row(checks.gradients, 40),
+    "lora": Row(training.lora, 60),
+    "elementwise": Row(kernels.elementwise, 40),
+    "qlora": Row(training.qlora, 40),
+    "fp8": Row(kernels.fp8, 40),
+    "decode": Row(decoding.decode, 40),
     "commands": Row(commands.commands, 60),
     "hf": Row(peers.hugging_face, 100),
-    "qlora": Row(training.qlora, 50),
-    "triton": Row(candidates.triton_elementwise, 50),
-    "decode": Row(decoding.decode, 30),
-    "compiled-elementwise": Row(candidates.compiled_elementwise, 60),
-    "fp8": Row(candidates.fp8, 50),
-    "int8": Row(candidates.int8, 50),
-    "compiled-layer": Row(candidates.compiled_layer, 90),
-    "unsloth": Row(peers.unsloth, 60),
+    "unsloth": Row(peers.unsloth, 90),
     "vllm": Row(peers.vllm, 60),
 }
 

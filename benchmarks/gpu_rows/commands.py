@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from gpu_rows.bench import Bench, NotHere
 from gpu_rows.model import SHAPE_TINY, RandomWeights
 from suri.model.config import config_from_hf
+from suri.model.fp8 import CAPABILITY
 
 SHAPE = SHAPE_TINY | {
     "hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 8,
@@ -31,9 +32,12 @@ def commands(bench: Bench) -> None:
         folder = Path(name)
         _model(folder / "base")
         wanted = _trained(folder, "cpu", "none")
-        for quantize in ("none", "nf4") if bench.cuda else ("none",):
+        for quantize in ("none", "nf4", "fp8") if bench.cuda else ("none",):
             if quantize == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
                 bench.note("train --quantize nf4", "bitsandbytes is not installed")
+                continue
+            if quantize == "fp8" and torch.cuda.get_device_capability() < CAPABILITY:
+                bench.note("train --quantize fp8", "needs compute capability 8.9")
                 continue
             _compared(bench, folder, quantize, wanted)
         _used(bench, folder)

@@ -8,10 +8,10 @@ from torch import Tensor
 from gpu_rows.bench import Bench
 from gpu_rows.model import shape_of
 from suri.model.config import config_from_hf
+from suri.model.fp8 import eight_bits, scaled_product
 
 Products = dict[str, Callable[[], object]]
 """By what is multiplied."""
-WAYS = ("x W^T", "g W")
 
 
 def shapes(bench: Bench) -> dict[str, tuple[int, int]]:
@@ -64,8 +64,7 @@ def _rate(bench: Bench, kind: str, make: Callable[[int, int], Products], note: s
                 bench.note(what, str(problem).splitlines()[0][:200])
                 continue
             bench.figure(what, [10 * one / t / 1e12 for t in found], "TFLOP/s", note)
-            if way in WAYS:
-                flop, seconds = flop + one, seconds + sorted(found)[len(found) // 2] / 10
+            flop, seconds = flop + one, seconds + sorted(found)[len(found) // 2] / 10
     if not flop:
         raise NotImplementedError(f"no product in {kind} here")
     bench.figure(f"{kind}, all of a layer", [flop / seconds / 1e12], "TFLOP/s", note)
@@ -100,24 +99,15 @@ def rates(bench: Bench) -> None:
 
 
 def _int8(bench: Bench, out: int, into: int) -> Products:
-    from candidates.int8 import by_columns, takes_rows
-
     def drawn(*shape: int) -> Tensor:
         return torch.randint(-127, 128, shape, dtype=torch.int8, device=bench.device)
 
     x, g, w = drawn(tokens_of(bench), into), drawn(tokens_of(bench), out), drawn(out, into)
-    columns = by_columns(w)
-    found = {
-        "x W^T": lambda: torch._int_mm(x, w.t()),
-        "g W": lambda: torch._int_mm(g, columns),
-    }
-    rows = {"g W, W as it lies": lambda: torch._int_mm(g, w)}
-    return found | (rows if takes_rows(bench.device) else {})
+    columns = w.t().contiguous().t()  # as cuBLAS wants it
+    return {"x W^T": lambda: torch._int_mm(x, w.t()), "g W": lambda: torch._int_mm(g, columns)}
 
 
 def _fp8(bench: Bench, out: int, into: int) -> Products:
-    from candidates.fp8 import eight_bits, scaled_product
-
     tokens = tokens_of(bench)
     x, w = eight_bits(random(bench, tokens, into)), eight_bits(random(bench, out, into))
     g, back = eight_bits(random(bench, tokens, out)), eight_bits(random(bench, into, out))

@@ -6,12 +6,10 @@ from typing import Any
 
 import torch
 
-from gpu_rows import nf4
-from gpu_rows.bench import Bench
-from gpu_rows.model import ALPHA, RANK, batches, make_decoder, needed_flop, stored_as
+from gpu_rows.bench import Bench, NotHere
+from gpu_rows.model import ALPHA, RANK, batches, make_decoder, needed_flop
 from gpu_rows.rates import matmul_rate
 from suri.data.batch import Batch
-from suri.errors import UsageError
 from suri.model.decoder import Decoder
 from suri.recipe import Recipe
 from suri.train import budget as planner
@@ -89,16 +87,16 @@ def lora(bench: Bench) -> None:
             trainer.optimizer.zero_grad(set_to_none=True)
             bench.note(f"own LoRA, micro-batch {budget}", "out of memory")
             continue
-        _memory(bench, trainer, budget)
+        _memory(bench, trainer, budget, f"own LoRA, micro-batch {budget}", "none")
 
 
-def _memory(bench: Bench, trainer: Trainer, budget: int) -> None:
-    what = f"own LoRA, micro-batch {budget}: peak memory"
+def _memory(bench: Bench, trainer: Trainer, budget: int, what: str, quantize: str) -> None:
+    what = f"{what}: peak memory"
     if not bench.cuda:
         bench.note(what, "a CPU does not count its allocations")
         return
     measured = torch.cuda.max_memory_allocated()
-    recipe = Recipe(lora_r=RANK, lora_alpha=ALPHA)
+    recipe = Recipe(lora_r=RANK, lora_alpha=ALPHA, quantize=quantize)
     config, memory = trainer.decoder.config, planner.Memory("cuda")
     planned = planner.estimate(config, recipe, budget, memory).total
     bench.figure(what, [measured / 1e9], "GB", planned_gb=planned / 1e9)
@@ -107,35 +105,16 @@ def _memory(bench: Bench, trainer: Trainer, budget: int) -> None:
 
 def qlora(bench: Bench) -> None:
     """The nf4 step against the dense one, on the same micro-batch."""
-    budget = budgets(bench)[0]
-    cut = batches(bench, budget)
+    cut = batches(bench, budgets(bench)[0])
     trainer = Trainer(make_decoder(bench))
-    dense = timed_step(bench, trainer, cut, f"own LoRA beside it, micro-batch {budget}")
-    ways: dict[str, Any] = {"a table lookup in torch as stand-in": nf4.Looked}
-    if nf4.has_kernel(bench.cuda):
-        ways["a Triton kernel"] = nf4.Unpacked
-    for way, storage in ways.items():
-        what = f"own QLoRA by {way}, micro-batch {budget}"
-        with stored_as(trainer.decoder, storage):
-            seconds = timed_step(bench, trainer, cut, what, "no bitsandbytes in this way")
-        bench.figure(f"{what}: time of the LoRA step", [seconds / dense], "x")
+    dense = timed_step(bench, trainer, cut, "own LoRA, beside QLoRA")
     del trainer
     bench.free()
-    _with_bitsandbytes(bench, cut, dense)
-
-
-def _with_bitsandbytes(bench: Bench, cut: list[Batch], dense: float) -> None:
-    what = "own QLoRA by bitsandbytes"
     if importlib.util.find_spec("bitsandbytes") is None:
-        bench.note(what, "bitsandbytes is not installed")
-        return
+        raise NotHere("bitsandbytes is not installed")
     if bench.tiny and not bench.cuda:
-        bench.note(what, "its import takes too long for --tiny on a CPU")
-        return
-    try:
-        trainer = Trainer(make_decoder(bench, quantize="nf4"))
-    except (UsageError, RuntimeError) as problem:
-        bench.note(what, str(problem)[:200])
-        return
-    seconds = timed_step(bench, trainer, cut, what)
-    bench.figure(f"{what}: time of the LoRA step", [seconds / dense], "x")
+        raise NotHere("the import of bitsandbytes takes too long for --tiny on a CPU")
+    trainer = Trainer(make_decoder(bench, quantize="nf4"))
+    seconds = timed_step(bench, trainer, cut, "own QLoRA")
+    bench.figure("own QLoRA: time of the LoRA step", [seconds / dense], "x")
+    _memory(bench, trainer, budgets(bench)[0], "own QLoRA", "nf4")

@@ -20,7 +20,7 @@ LINEARS = ATTENTION + MLP
 LARGEST = 2**63
 """Seeds and other whole numbers are below it."""
 
-Quantize = Literal["none", "int8", "nf4"]
+Quantize = Literal["none", "int8", "fp8", "nf4"]
 Engine = Literal["suri", "reference"]
 Variant = Literal["lora", "dora", "pissa", "olora"]
 Overlong = Literal["trim-input", "trim-response", "drop", "error"]
@@ -99,7 +99,8 @@ class Recipe:
     chat (the base's own template), or the path of a JSON file."""
     quantize: Quantize = "none"
     """How the frozen base is stored: none (as given),
-    int8 (multiplied in 8 bits too; faster, on CPUs) or nf4 (4 bits, QLoRA)."""
+    int8 or fp8 (multiplied in 8 bits too; faster, int8 on CPUs, fp8 on GPUs of compute capability
+    8.9 or more), or nf4 (4 bits, QLoRA)."""
     engine: Engine = "suri"
     """suri, or reference: a plain transformers + peft loop over the same rows."""
     device: str = "auto"

@@ -12,10 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
-ROWS = ["rates", "attention", "lora", "gradients", "commands", "hf", "qlora", "triton", "decode",
-        "compiled-elementwise", "fp8", "int8", "compiled-layer", "unsloth", "vllm"]  # fmt: skip
-CHECKED = {"attention", "gradients", "commands", "decode", "fp8", "int8"}
-CHECKED |= {"compiled-elementwise", "compiled-layer"}
+ROWS = ["rates", "attention", "gradients", "lora", "elementwise", "qlora", "fp8", "decode",
+        "commands", "hf", "unsloth", "vllm"]  # fmt: skip
+CHECKED = {"attention", "gradients", "fp8", "decode", "commands"}
 
 
 @pytest.fixture(scope="module")

@@ -82,6 +82,7 @@ def test_what_would_make_trials_unequal_is_not_varied(tmp_path, name):
         ("[study]\nrows = [0]", "whole numbers"),
         ("[study]\nrows = [true]", "whole numbers"),
         ("[study]\nquantize = ['int3']", "none and int8 and nf4"),
+        ("[study]\nquantize = ['fp8']", "none and int8 and nf4"),
         ("[study]\nquantize = 'nf4'", "none and int8 and nf4"),
         ("[recipe]\nlora_rank = 2", "did you mean lora_r"),
         ("[study]\nlearning_rate = 1e-3", "a list of values"),

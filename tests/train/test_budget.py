@@ -44,7 +44,7 @@ def stored_bytes(decoder: torch.nn.Module) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quantize", ["none", "int8", "nf4"])
+@pytest.mark.parametrize("quantize", ["none", "int8", "fp8", "nf4"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_weights_take_what_was_reckoned(tmp_path: Path, quantize: str, tied: bool) -> None:
     folder = make_model(
@@ -91,11 +91,24 @@ def test_a_7b_by_hand() -> None:
     # 32 layers of 4 x 4096^2 and 3 x 4096 x 11008, embedding and head of 32,000 x 4096, in bf16.
     linears = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     assert weight_bytes(config, "none", 2) == 2 * (linears + 2 * 32000 * 4096)
+    # In fp8 a byte in each order, and a scale per row of q, k, v and so on, and per column of qkv,
+    # o, gate_up and down; the head as it is.
+    scales = 4 * 32 * (5 * 4096 + 2 * 11008 + 3 * 4096 + 11008)
+    assert weight_bytes(config, "fp8", 2) == 2 * linears + scales + 2 * 2 * 32000 * 4096
     assert adapter_numbers(config, recipe) == 32 * 16 * (4 * 8192 + 3 * (4096 + 11008))
     found = estimate(config, recipe, 1000, Memory("cuda"))
     # 32 sums of the attention in fp32: two numbers each.
     per_token = 32 * (2 * 4096 + 3 * 4096 + 4096 + 2 * 32 + 2 * 11008 + 7 * 16) * 2
     assert found.parts["activations"] == 1000 * per_token
+
+
+def test_fp8_works_with_the_gradient_of_gate_and_up_in_8_bits() -> None:
+    config = read_config(SEVEN_B)
+    plain, fp8 = (
+        estimate(config, Recipe(quantize=kind), 8192, Memory("cuda")) for kind in ("none", "fp8")
+    )
+    more = fp8.parts["working"] - plain.parts["working"]
+    assert more == pytest.approx(8192 * 2 * 11008, abs=2)
 
 
 def test_the_budget_is_the_largest_that_fits() -> None:

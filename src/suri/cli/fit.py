@@ -69,8 +69,10 @@ def _device(recipe: Recipe, memory: int | None) -> str:
 def _of_shape(console: Console, recipe: Recipe, base: Path, memory: int | None) -> None:
     """Memory alone: there are no weights to time and no tokenizer to count rows with."""
     from suri.model.config import read_config
+    from suri.train.prepare import refuse_storage
 
     config, device = read_config(base), _device(recipe, memory)
+    refuse_storage(recipe, device, here=memory is None)
     if memory is None:
         from suri.train.machine import free_memory_bytes
 
@@ -88,7 +90,7 @@ def _of_run(console: Console, recipe: Recipe, memory: int | None) -> None:
     from suri.train.fit import fit_here, time_here
     from suri.train.prepare import prepare
 
-    made = prepare(recipe, _device(recipe, memory))
+    made = prepare(recipe, "" if memory is None else _device(recipe, memory))
     found = fit_here(made, memory)
     _show(console, found.estimate, found.memory)
     console.print(f"micro-batches of up to {found.made.recipe.token_budget} tokens")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from suri.model.attention import Attend, headed, visible
 from suri.model.config import ModelConfig
+from suri.model.kernels import on_gpu
 
 
 class KVCache:
@@ -138,8 +139,12 @@ class FixedEach:
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Shapes as in Attend, a token for each row."""
         keys, values = self.keys[layer], self.values[layer]
-        keys[self.rows, :, self.positions] = k
-        values[self.rows, :, self.positions] = v
+        if kernels := on_gpu(k):
+            kernels.place(k, keys, self.positions)
+            kernels.place(v, values, self.positions)
+        else:
+            keys[self.rows, :, self.positions] = k
+            values[self.rows, :, self.positions] = v
         # Heads that share keys stand as several queries of one: with a mask torch's fused kernels
         # for GPUs take no grouped heads, and its other way copies the keys for each of them.
         q = q.unflatten(1, (k.shape[1], -1))

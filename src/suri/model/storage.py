@@ -1,4 +1,4 @@
-"""How a frozen weight is stored and multiplied: dense, int8 or nf4, behind one interface."""
+"""How a frozen weight is stored and multiplied: dense, int8, fp8 or nf4, behind one interface."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from suri.errors import UsageError
+from suri.model.fp8 import Fp8
 from suri.model.kernels import few_rows, int8_product, product
 
 NF4_BLOCK = 64
@@ -279,14 +280,15 @@ def nf4_roundtrip(weight: Tensor) -> Tensor:
     return dequantize_nf4(quantize_nf4(weight))
 
 
-IN_USE = {"none": "none", "int8": "none", "nf4": "nf4"}
-"""How a base is stored in use by how it was stored in training. int8 makes training faster and
-belongs to no weights: what was learned is added to the base as it is."""
+IN_USE = {"none": "none", "int8": "none", "fp8": "none", "nf4": "nf4"}
+"""How a base is stored in use by how it was stored in training. int8 and fp8 make training faster
+and belong to no weights: what was learned is added to the base as it is."""
 STORAGE: dict[str, Callable[[Any], Storage]] = {
     "none": Dense,
     "deferred": Deferred,
     "watched": Watched,
     "int8": Int8,
     "int8-weight": Int8Weight,
+    "fp8": Fp8,
     "nf4": NF4,
 }

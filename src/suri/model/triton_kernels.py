@@ -1,7 +1,7 @@
 """What stands between a layer's products, each in one pass over a GPU's memory.
 
-Triton kernels of the maths in elementwise.py; the values are computed in fp32 and rounded once.
-TRITON_INTERPRET=1 runs them on a CPU, slowly.
+Triton kernels of maths that is also there in plain torch; values are computed in fp32 and rounded
+once. TRITON_INTERPRET=1 runs them on a CPU, slowly.
 """
 
 import torch
@@ -128,3 +128,50 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
     blocks = {"HEADS": triton.next_power_of_2(heads), "HALF": triton.next_power_of_2(size // 2)}
     _turn[(tokens,)](x, cos.contiguous(), sin.contiguous(), x.stride(0), heads, size // 2, **blocks)
     return x
+
+
+@triton.jit
+def _quantise_rows(x, q, scale, largest, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    most = tl.zeros((BLOCK,), dtype=tl.float32)
+    for start in range(0, SIZE, BLOCK):
+        place = start + tl.arange(0, BLOCK)
+        value = tl.load(x + row * SIZE + place, mask=place < SIZE, other=0.0).to(tl.float32)
+        most = tl.maximum(most, tl.abs(value))
+    step = tl.maximum(tl.max(most), 1e-12) / largest
+    tl.store(scale + row, step)
+    for start in range(0, SIZE, BLOCK):
+        place = start + tl.arange(0, BLOCK)
+        value = tl.load(x + row * SIZE + place, mask=place < SIZE, other=0.0).to(tl.float32)
+        tl.store(q + row * SIZE + place, (value / step).to(q.dtype.element_ty), mask=place < SIZE)
+
+
+def quantise_rows(x: Tensor, dtype: torch.dtype, largest: float) -> tuple[Tensor, Tensor]:
+    """x [T, n] as `dtype`, the largest entry of each row as `largest`; scales fp32 [T, 1]."""
+    x = x.contiguous()
+    tokens, size = x.shape
+    q = torch.empty(x.shape, dtype=dtype, device=x.device)
+    scale = torch.empty(tokens, 1, dtype=torch.float32, device=x.device)
+    block = min(2048, triton.next_power_of_2(size))
+    _quantise_rows[(tokens,)](x, q, scale, largest, SIZE=size, BLOCK=block)
+    return q, scale
+
+
+@triton.jit
+def _place(new, held, positions, stride, for_row, for_head, size, BLOCK: tl.constexpr):
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    entry = tl.arange(0, BLOCK)
+    value = tl.load(new + row * stride + head * size + entry, mask=entry < size)
+    start = row * for_row + head * for_head + tl.load(positions + row) * size
+    tl.store(held + start + entry, value, mask=entry < size)
+
+
+def place(new: Tensor, held: Tensor, positions: Tensor) -> None:
+    """Write new [rows, heads, d] into held [rows, heads, keys, d], at each row's position."""
+    rows, heads, size = new.shape
+    if (new.stride(1), new.stride(2), held.stride(2), held.stride(3)) != (size, 1, size, 1):
+        raise ValueError(f"strides {new.stride()} and {held.stride()}")
+    _place[(rows, heads)](
+        new, held, positions, new.stride(0), held.stride(0), held.stride(1), size,
+        BLOCK=triton.next_power_of_2(size),
+    )  # fmt: skip

@@ -34,7 +34,7 @@ from suri.study.statements import (
     threats,
 )
 
-STORED = {"nf4": "adapter_on_nf4", "int8": "adapter_on_int8"}
+STORED = {"nf4": "adapter_on_nf4", "int8": "adapter_on_int8", "fp8": "adapter_on_fp8"}
 SHOWN = 6
 """Answers in sight; the others are folded away."""
 Summary = Mapping[str, Any]

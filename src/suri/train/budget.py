@@ -19,8 +19,11 @@ ON_CPU = 512
 and what lies between them stays in the cache."""
 PROCESS_BYTES = {"cpu": 290_000_000, "cuda": 0}
 """Interpreter, torch and rows. On a GPU they are in the machine's memory, not in the GPU's."""
-LIBRARY_BYTES = {"none": 330_000_000, "int8": 400_000_000, "nf4": 480_000_000}
-"""What the libraries take beside on a CPU, measured: code made for shapes, their own buffers."""
+LIBRARY_BYTES = {
+    "none": 330_000_000, "int8": 400_000_000, "fp8": 330_000_000, "nf4": 480_000_000
+}  # fmt: skip
+"""What the libraries take beside on a CPU, measured: code made for shapes, their own buffers. (fp8
+does not train there, and counts as none.)"""
 SPARE = {"cpu": 1.17, "cuda": 1.0}
 """Memory that allocators hold in holes, as a factor of what comes and goes in a step."""
 RESIDUALS = {"cpu": 4, "cuda": 2}
@@ -102,6 +105,9 @@ def weight_bytes(config: ModelConfig, quantize: str, item: int, shards: int = 1)
     rest = table * (1 if config.tied_head else 2) * item
     linears = linear_numbers(config)
     rows = config.num_layers * sum(out for out, _ in config.linear_shapes().values())
+    # Of qkv, o, gate_up and down: parts with the same input share its columns.
+    attended = config.num_heads * config.head_dim
+    columns = config.num_layers * (2 * config.hidden_size + attended + config.intermediate_size)
     cut = shard_bytes(config, quantize, item)
     if shards > 1:
         cut = cut // shards + 2 * cut // config.num_layers
@@ -109,6 +115,7 @@ def weight_bytes(config: ModelConfig, quantize: str, item: int, shards: int = 1)
         "none": 0,
         # A scale per row; and the head again, for the scores.
         "int8": 4 * rows + table + 4 * config.vocab_size,
+        "fp8": 4 * (rows + columns),  # scales of both orders
         # One byte per 64 numbers for the scale, and four bytes per 256 scales.
         "nf4": linears // 64 + 4 * linears // (64 * 256),
     }
@@ -116,9 +123,13 @@ def weight_bytes(config: ModelConfig, quantize: str, item: int, shards: int = 1)
 
 
 def shard_bytes(config: ModelConfig, quantize: str, item: int) -> int:
-    """What is cut of a base that is shared: the numbers of the linears, without their scales."""
+    """What is cut of a base that is shared: the numbers of the linears, without their scales.
+
+    fp8 has each of them twice, in both orders.
+    """
     linears = linear_numbers(config)
-    return {"none": linears * item, "int8": linears, "nf4": linears // 2}[quantize]
+    stored = {"none": linears * item, "int8": linears, "fp8": 2 * linears, "nf4": linears // 2}
+    return stored[quantize]
 
 
 def file_bytes(config: ModelConfig) -> int:
@@ -156,6 +167,8 @@ def _working_bytes(config: ModelConfig, recipe: Recipe, tokens: int, device: str
     widest = max(shape[0] * shape[1] for shape in config.linear_shapes().values())
     if recipe.quantize == "nf4":  # a whole weight, of gate and up together
         layer += 2 * 2 * widest * item
+    if recipe.quantize == "fp8":  # the gradient of gate and up in 8 bits
+        layer += tokens * 2 * inner
     head = 2 * CHUNK_BYTES + 4 * tokens * hidden * item
     return max(layer, head)
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from suri.data.cache import encode_table
 from suri.data.encode import Rules, encode_records
 from suri.data.examples import Encoded
@@ -14,6 +16,7 @@ from suri.errors import DataError, UsageError
 from suri.model.adapter import Adapter, initial_adapter
 from suri.model.adapter_file import read_adapter
 from suri.model.config import ModelConfig, read_config
+from suri.model.fp8 import CAPABILITY
 from suri.model.load import choose_device
 from suri.model.tokenizer import Tokenizer, read_tokenizer
 from suri.model.weights import base_identity, find_base
@@ -51,12 +54,9 @@ def prepare(recipe: Recipe, device: str = "") -> Prepared:
 
     Raises UsageError and DataError for what cannot be trained.
     """
+    here = not device
     device = device or choose_device(recipe.device)
-    if recipe.quantize == "int8" and (device != "cpu" or recipe.engine != "suri"):
-        raise UsageError(
-            "--quantize int8 trains on CPUs with --engine suri",
-            do="--device cpu, or --quantize nf4",
-        )
+    refuse_storage(recipe, device, here=here)
     base = find_base(recipe.base_model)
     config, tokenizer = read_config(base), read_tokenizer(base)
     prompt = _prompt(recipe, tokenizer)
@@ -78,6 +78,38 @@ def prepare(recipe: Recipe, device: str = "") -> Prepared:
             do="raise --val_set_size, or name a file with --val_set_path",
         )
     return Prepared(recipe, device, base, config, tokenizer, prompt, rows, encoded, held_out)
+
+
+def refuse_storage(recipe: Recipe, device: str, *, here: bool) -> None:
+    """Raise UsageError where a base so stored cannot be trained on `device`.
+
+    `here`: the device is this machine's. Which GPU another one has is not known.
+    """
+    ours = recipe.engine == "suri"
+    if recipe.quantize == "int8" and (device != "cpu" or not ours):
+        raise UsageError(
+            "--quantize int8 trains on CPUs with --engine suri",
+            do="--device cpu, or --quantize nf4 or fp8",
+        )
+    if recipe.quantize != "fp8":
+        return
+    lacking = _lacks_fp8(device, here=here) if ours else f"--engine {recipe.engine}"
+    if lacking:
+        raise UsageError(
+            "--quantize fp8 trains on GPUs of compute capability 8.9 or more with --engine suri",
+            found=lacking,
+            do="--quantize nf4, or int8 with --device cpu",
+        )
+
+
+def _lacks_fp8(device: str, *, here: bool) -> str:
+    """The device, where it does not multiply in fp8."""
+    if device == "cpu" or not here:
+        return device if device == "cpu" else ""
+    major, minor = torch.cuda.get_device_capability()
+    if (major, minor) >= CAPABILITY:
+        return ""
+    return f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}"
 
 
 def start_adapter(made: Prepared) -> Adapter:

@@ -74,7 +74,8 @@ class Results:
         return [shown or line(self.say("no_runs")), first, names, gr.update(choices=reports)]
 
     def _row(self, name: str, run: RunEntry) -> list[str]:
-        method = {value: key for key, value in METHODS.items()}.get(run.settings["quantize"], "")
+        stored = str(run.settings["quantize"])
+        method = {value: key for key, value in METHODS.items()}.get(stored, stored)
         state = self.say("done" if run.result else "unfinished")
         figures = ("base_loss", "held_out_loss", "train_seconds", "peak_memory_bytes")
         base = Path(str(run.settings["base_model"])).name
