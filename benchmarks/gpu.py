@@ -21,7 +21,7 @@ for folder in (HERE, HERE.parent / "src"):
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 STARTED = time.perf_counter()
 
-from gpu_rows import checks, commands, decoding, kernels, peers, rates, training  # noqa: E402
+from gpu_rows import checks, commands, decoding, kernels, peers, quality, rates, training  # noqa: E402
 from gpu_rows.bench import Bench, Row  # noqa: E402
 
 ROWS = {
@@ -34,6 +34,7 @@ ROWS = {
     "fp8": Row(kernels.fp8, 40),
     "decode": Row(decoding.decode, 40),
     "commands": Row(commands.commands, 60),
+    "quality": Row(quality.quality, 120),
     "hf": Row(peers.hugging_face, 100),
     "unsloth": Row(peers.unsloth, 90),
     "vllm": Row(peers.vllm, 60),

@@ -26,8 +26,8 @@ NEEDED = ("rich", "tyro", "tomli_w", "blake3", "jinja2", "huggingface_hub")
 
 def commands(bench: Bench) -> None:
     """Losses as on the CPU, memory as planned, and every command's end."""
-    if lacking := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        raise NotHere(f"not installed: {', '.join(lacking)}")
+    if missing := lacking():
+        raise NotHere(f"not installed: {', '.join(missing)}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _model(folder / "base")
@@ -41,6 +41,11 @@ def commands(bench: Bench) -> None:
                 continue
             _compared(bench, folder, quantize, wanted)
         _used(bench, folder)
+
+
+def lacking() -> list[str]:
+    """Packages of the commands that are not installed."""
+    return [name for name in NEEDED if importlib.util.find_spec(name) is None]
 
 
 def _compared(bench: Bench, folder: Path, quantize: str, wanted: dict[str, Any]) -> None:

@@ -175,13 +175,14 @@ def unsloth(bench: Bench) -> None:
     for package in ("unsloth", "trl"):
         _needs(bench, package)
     sets, found = row_sets(bench), dict[str, float]()
+    batches = {size: [cut(rows, size, True) for rows in sets] for size in (16, 8)}
     with _offline_model(bench) as folder:
-        for size in (16, 8):
-            what = f"Unsloth, batches of {size}, grouped, {FEW_LAYERS} layers"
-            batches = [cut(rows, size, True) for rows in sets]
-            seconds = _in_own_process(folder, batches)
-            _figures(bench, what, batches[1:], seconds[1:], "")
-            found[what] = statistics.median(seconds[1:])
+        seconds = _in_own_process(folder, [s for each in batches.values() for s in each])
+    for place, (size, each) in enumerate(batches.items()):
+        what = f"Unsloth, batches of {size}, grouped, {FEW_LAYERS} layers"
+        own = seconds[place * SETS + 1 : (place + 1) * SETS]
+        _figures(bench, what, each[1:], own, "")
+        found[what] = statistics.median(own)
     _ours(bench, FEW_LAYERS, sets, min(found.items(), key=lambda item: item[1]))
 
 

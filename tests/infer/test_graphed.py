@@ -130,6 +130,23 @@ def test_nothing_is_captured_for_a_few_tokens_or_without_a_gpu(grouped, used, mo
     assert Steps(grouped).read(new_cache(grouped, 1, 9), [3], 99) is None
 
 
+@pytest.mark.parametrize("temperature", [0, 0.9])
+def test_a_step_begins_before_the_host_knows_its_tokens(grouped, used, temperature, monkeypatch):
+    """Once for each token: none is done twice, or in vain but the last one."""
+    decoding = Decoding(temperature=temperature, max_new_tokens=20, seed=3)
+    rows = [Row(ids, decoding, Event()) for ids in prompts_of(6, 9)]
+    expected, fed, told = alone(grouped, rows), [], []
+    feed, tell = Step.feed, Step.tell
+    monkeypatch.setattr(Step, "feed", lambda step, *given: fed.append(1) or feed(step, *given))
+    monkeypatch.setattr(Step, "tell", lambda step, chosen: told.append(1) or tell(step, chosen))
+    assert answers(grouped, rows, every=0) == expected
+    # The first of 20 tokens comes of the prompts. A step is fed where it is a longer one: for its
+    # capture, and then for itself.
+    assert used == [(2, 16), (2, 29)]
+    assert len(fed) == 2 * len(used)
+    assert len(told) == 18  # after 19 steps, but not where the keys of a step are full
+
+
 def test_few_steps_are_captured(grouped, used):
     """By powers of two, and none for rows that have ended: the others go on in the larger one."""
     answers(grouped, rows_of(prompts_of(3, 3, 3), 30, 20, 5), every=0)

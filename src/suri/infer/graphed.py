@@ -68,6 +68,20 @@ class Step:
             self.graph.replay()
         return self.found
 
+    def tell(self, chosen: Tensor) -> list[int]:
+        """Feed these tokens after the last ones, begin the step, and give them to the host."""
+        self.fed[0, : len(chosen)] = chosen
+        self.fed[1, : len(chosen)] += 1
+        if not chosen.is_cuda:
+            self.scores()
+            return chosen.tolist()
+        told = torch.empty(len(chosen), dtype=chosen.dtype, pin_memory=True)
+        told.copy_(chosen, non_blocking=True)
+        known = torch.cuda.current_stream(chosen.device).record_event()
+        self.scores()
+        known.synchronize()
+        return told.tolist()
+
     def capture(self, other: "Step | None") -> None:
         """Make the graph, in the memory of the other step's; without a GPU there is none.
 
@@ -114,9 +128,16 @@ class Steps:
         self.decoder, self.possible = decoder, possible(decoder)
         linears = dict.fromkeys(fused for _, fused, _ in decoder.linears())
         self.places = [linear.pairs for linear in linears]
+        self._begin()
+
+    def _begin(self) -> None:
         self.made: list[Step] = []
         self.keys: Tensor | None = None
         self.pairs: list[object] = []
+        self.last: Step | None = None
+        """What gave the last scores, if they came from here."""
+        self.ahead: tuple[list[int], list[int]] = [], []
+        """Tokens and positions that `last` was begun for before anybody asked."""
 
     def read(self, cache: KVCache, tokens: list[int], left: int) -> Tensor | None:
         """Feed each row one token; the scores [rows, vocab], until this is called again.
@@ -127,25 +148,45 @@ class Steps:
         if not self.possible:
             return None
         self._forget_if_moved(cache)
-        positions = cache.lengths
+        positions, ahead = cache.lengths, self.ahead
         cache.grow([1] * len(tokens))
+        if self.last and ahead == (tokens, positions):
+            return self.last.found[: len(tokens)]
+        self.last = None
         try:
             step = self._step(cache, tokens, positions, left)
         except Exception as problem:  # of whichever library: there is another way
             log.warning("decoding goes on without CUDA graphs: %s", problem)
             _REFUSED.add(self.decoder)
-            self.possible, self.made, step = False, [], None
+            self._begin()
+            self.possible, step = False, None
         if step is None:
             cache.lengths = positions
             return None
         step.feed(tokens, positions)
+        self.last, self.ahead = step, ([], [])
         return step.scores()[: len(tokens)]
+
+    def go_on(self, cache: KVCache, chosen: Tensor) -> list[int]:
+        """The tokens, int64 [rows], that were chosen by the last scores, for the host.
+
+        The step after them begins before the host knows them: `read` finds it done if it is what
+        is wanted next. Those scores are lost with this.
+        """
+        step, positions = self.last, list(cache.lengths)
+        if step is None or len(chosen) != len(positions) or max(positions) >= step.longest:
+            self.last = None
+            return chosen.tolist()
+        tokens = step.tell(chosen)
+        self.ahead = tokens, positions
+        return tokens
 
     def _forget_if_moved(self, cache: KVCache) -> None:
         """A graph knows addresses: of a larger cache, or of another adapter, it knows nothing."""
         pairs: list[object] = [pair for each in self.places for pair in each.values()]
         if cache.keys is not self.keys or pairs != self.pairs:
-            self.made, self.keys, self.pairs = [], cache.keys, pairs
+            self._begin()
+            self.keys, self.pairs = cache.keys, pairs
 
     def _step(
         self, cache: KVCache, tokens: list[int], positions: list[int], left: int

@@ -119,6 +119,7 @@ class Together:
             scores = self.steps.read(self.cache, [token for (token,) in parts], left)
             if scores is not None:
                 return scores if len(ready) == len(parts) else scores[ready]
+        self.steps.last = None  # its positions are not those of this pass
         return read(self.decoder, self.cache, parts, ready)
 
     def _choose(self, rows: list[Row], scores: Tensor) -> list[int]:
@@ -130,8 +131,10 @@ class Together:
             own = penalise(own, [rows[place].ids for place in places], kind.repetition_penalty)
             draws = torch.stack([rows[place].draws[rows[place].written] for place in places])
             draws = draws.to(scores.device, non_blocking=True)  # the host waits for the tokens
-            chosen = choose(own, kind, draws).tolist()
-            for place, token in zip(places, chosen, strict=True):
+            chosen = choose(own, kind, draws)
+            if len(places) == len(self.rows):
+                return self.steps.go_on(self.cache, chosen)
+            for place, token in zip(places, chosen.tolist(), strict=True):
                 tokens[place] = token
         return tokens
 
