@@ -34,10 +34,10 @@ ROWS = {
     "fp8": Row(kernels.fp8, 40),
     "decode": Row(decoding.decode, 40),
     "commands": Row(commands.commands, 60),
-    "quality": Row(quality.quality, 120),
     "hf": Row(peers.hugging_face, 100),
     "unsloth": Row(peers.unsloth, 90),
     "vllm": Row(peers.vllm, 60),
+    "quality": Row(quality.quality, 300),
 }
 
 

@@ -25,7 +25,7 @@ NEEDED = ("rich", "tyro", "tomli_w", "blake3", "jinja2", "huggingface_hub")
 
 
 def commands(bench: Bench) -> None:
-    """Losses as on the CPU, memory as planned, and every command's end."""
+    """Losses as on the CPU, and every command's end."""
     if missing := lacking():
         raise NotHere(f"not installed: {', '.join(missing)}")
     with tempfile.TemporaryDirectory() as name:
@@ -61,9 +61,6 @@ def _compared(bench: Bench, folder: Path, quantize: str, wanted: dict[str, Any])
             f"{what}: {loss} as on the CPU", one, other, 1e-2 if quantize == "none" else 0.1
         )
     bench.figure(f"{what}: seconds of the command", [found["total_seconds"]], "s")
-    planned = found["memory_estimate"]["total"]
-    bench.figure(f"{what}: peak memory, of the plan",
-                 [100 * found["peak_memory_bytes"] / planned], "%")  # fmt: skip
 
 
 def _used(bench: Bench, folder: Path) -> None:

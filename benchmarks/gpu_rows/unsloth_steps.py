@@ -33,18 +33,23 @@ def main(folder: str, rows: str) -> None:
     FastLanguageModel.for_training(model, use_gradient_checkpointing=False)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
-    seconds = []
-    for batches in json.loads(Path(rows).read_text(encoding="utf-8")):
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        for batch in batches:
-            (model(**padded(batch)).loss / len(batches)).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
+    sets = json.loads(Path(rows).read_text(encoding="utf-8"))
+    for _ in range(2):  # the first round warms up
+        seconds = [step(model, optimizer, parameters, batches) for batches in sets]
     print(json.dumps(seconds))
+
+
+def step(model: Any, optimizer: Any, parameters: list[Any], batches: list[Any]) -> float:
+    """Seconds of an optimizer step over these batches."""
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for batch in batches:
+        (model(**padded(batch)).loss / len(batches)).backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    torch.cuda.synchronize()
+    return time.perf_counter() - began
 
 
 def padded(batch: list[dict[str, list[int]]]) -> dict[str, Any]:

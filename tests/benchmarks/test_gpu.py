@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
 ROWS = ["rates", "attention", "gradients", "lora", "elementwise", "qlora", "fp8", "decode",
-        "commands", "quality", "hf", "unsloth", "vllm"]  # fmt: skip
+        "commands", "hf", "unsloth", "vllm", "quality"]  # fmt: skip
 CHECKED = {"attention", "gradients", "fp8", "decode", "commands"}
 
 
