@@ -7,6 +7,7 @@ import torch
 from gpu_rows.bench import Bench
 from gpu_rows.model import CHECKED_LAYERS, make_decoder
 from gpu_rows.rates import copy_rate
+from suri.infer import graphed
 from suri.infer.engine import DecoderEngine
 from suri.infer.graphed import LEAST_KEYS, LEAST_LEFT, Steps, possible
 from suri.infer.together import new_cache, read
@@ -21,6 +22,7 @@ def decode(bench: Bench) -> None:
     """Tokens per second of `generate` at batch 1 and 32, and of the ceiling."""
     decoder = make_decoder(bench, layers=CHECKED_LAYERS)
     _check(bench, decoder)
+    _same_answers(bench, decoder)
     grouped = make_decoder(bench, layers=CHECKED_LAYERS, kv_heads=2 if bench.tiny else 8)
     _check(bench, grouped, ", grouped heads")
     decoder = _without_pairs(make_decoder(bench))
@@ -56,6 +58,26 @@ def _without_pairs(decoder: Decoder) -> Decoder:
     for _, fused, _ in decoder.linears():
         fused.pairs.clear()
     return decoder.requires_grad_(False)
+
+
+def _same_answers(bench: Bench, decoder: Decoder) -> None:
+    """Greedy answers, where each step begins before the host knows the last one's tokens."""
+    draw = torch.Generator().manual_seed(7)
+    prompts = [torch.randint(3, 100, (count,), generator=draw).tolist() for count in (9, 30, 17)]
+    engine, decoding = DecoderEngine(decoder), Decoding(temperature=0, max_new_tokens=40)
+    found = [answer.ids for answer in engine.generate(prompts, -1, decoding)]
+    before, graphed.possible = graphed.possible, lambda _: False
+    try:
+        wanted = [answer.ids for answer in engine.generate(prompts, -1, decoding)]
+    finally:
+        graphed.possible = before
+    same = [
+        one == other
+        for a, b in zip(found, wanted, strict=True)
+        for one, other in zip(a, b, strict=True)
+    ]
+    bench.figure("tokens by graphs that are those without", [100 * sum(same) / len(same)], "%",
+                 "a tie in bf16 changes all that follows")  # fmt: skip
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from faults.children import start, wait
-from suri.cli.generate import run_generate
+from suri.cli.generate import File, _key, run_generate
 from suri.cli.main import tidy
 from suri.cli.serve import Chat, model_names, run_chat
 from suri.errors import DataError, UsageError
@@ -128,6 +128,20 @@ def test_a_file_of_instructions_goes_on_where_it_was_killed(tmp_path, tiny, caps
     assert (f"{before} answers are there already" in capsys.readouterr().out) == (before > 0)
     assert (tmp_path / "mine.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
     assert not (tmp_path / "mine.jsonl.partial").exists()
+
+
+def test_answers_of_a_model_that_has_changed_are_no_beginning(tmp_path, monkeypatch):
+    """Also where its folder is named by the user's home."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    asked, weights = tmp_path / "asked.json", tmp_path / "model" / "weights"
+    weights.parent.mkdir()
+    asked.write_text("[]", encoding="utf-8")
+    keys = []
+    for text in ("one", "another", "another"):
+        if not weights.exists() or weights.read_text(encoding="utf-8") != text:
+            weights.write_text(text, encoding="utf-8")
+        keys.append(_key(File(asked, model="~/model")))
+    assert keys[0] != keys[1] == keys[2]
 
 
 def test_a_broken_file_is_refused_before_a_model_is_opened(tmp_path):

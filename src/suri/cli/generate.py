@@ -90,7 +90,8 @@ def _lines(rows: Sequence[dict[str, Any]]) -> str:
 
 def _key(asked: File) -> str:
     """What two calls must have alike for their answers to stand in one file."""
-    folders = [Path(name.strip()) for name in (asked.model, asked.lora_weights) if name.strip()]
+    names = (name.strip() for name in (asked.model, asked.lora_weights))
+    folders = [Path(name).expanduser() for name in names if name]
     files = [file for folder in folders for file in (*folder.glob("*"), folder) if file.is_file()]
     seen = sorted(f"{f.absolute()} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
     settings = asdict(asked.decoding) | {"load_8bit": asked.load_8bit, "device": asked.device}

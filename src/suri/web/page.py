@@ -24,6 +24,8 @@ from suri.web.page_train import Trainer, train_tab  # noqa: E402
 from suri.web.page_words import Words, line  # noqa: E402
 
 LANGUAGES = {"English": "", "中文": "zh"}
+COPIES_KEPT = (3600, 24 * 3600)
+"""Seconds after which Gradio looks for its copies of figures and files, and how old they may be."""
 
 
 @cleaning_up_on_sigterm()
@@ -75,7 +77,7 @@ def _settings(password: str) -> dict[str, Any]:
 def build_page(served: Served, runs: Runs) -> gr.Blocks:
     """The page in each language at an address of its own."""
     shelf = Shelf(served, runs)
-    page = gr.Blocks(title="Suri", analytics_enabled=False)
+    page = gr.Blocks(title="Suri", analytics_enabled=False, delete_cache=COPIES_KEPT)
     for number, (language, path) in enumerate(LANGUAGES.items()):
         with page.route(language, path) if path else page:
             gr.Navbar(main_page_name=next(iter(LANGUAGES)))
