@@ -140,7 +140,7 @@ def test_answers_of_a_model_that_has_changed_are_no_beginning(tmp_path, monkeypa
     for text in ("one", "another", "another"):
         if not weights.exists() or weights.read_text(encoding="utf-8") != text:
             weights.write_text(text, encoding="utf-8")
-        keys.append(_key(File(asked, model="~/model")))
+        keys.append(_key(File(file=asked, model="~/model")))
     assert keys[0] != keys[1] == keys[2]
 
 
