@@ -716,7 +716,7 @@ def tabs(page):
 
 
 def put(page, selector, value):
-    box = find(page, f"{selector} input")
+    (box, *_) = until(lambda: page.find_elements("css selector", f"{selector} input"))
     until(box.is_displayed)
     box.send_keys("\ue009a\ue000", value)  # Control and a, then the text
 
