@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import math
 import platform
+import re
 import signal
 import statistics
 import time
@@ -18,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+FOLDERS = re.compile(r"(?<![\w.])/(?:[\w.@+-]+/)+")
+"""Of an absolute path, all but its last name."""
 PACKAGES = ("torch", "triton", "transformers", "peft", "bitsandbytes", "numpy", "flash-attn",
             "unsloth", "vllm")  # fmt: skip
 
@@ -199,9 +202,10 @@ def _line(row: str, figure: dict[str, Any]) -> str:
 
 
 def _shortened(problem: BaseException) -> str:
-    """The error in a line, then where it came from."""
+    """The error in a line, then where it came from; files without the folders of this machine."""
     head = f"{type(problem).__name__}: {str(problem)[:300]}"
-    return head + "\n" + "".join(traceback.format_tb(problem.__traceback__)[-6:])
+    places = "".join(traceback.format_tb(problem.__traceback__)[-6:])
+    return FOLDERS.sub("", f"{head}\n{places}")
 
 
 @contextmanager

@@ -72,7 +72,7 @@ from gpu_rows.bench import Bench, Row
 def measure(bench):
     bench.check("near", torch.ones(3), torch.tensor([1.0, 1.0, 1.2]), 1e-2)
 def broken(bench):
-    raise RuntimeError("no such kernel")
+    raise RuntimeError("no such kernel in /somewhere/of-mine/kernel.py")
 bench = Bench(Path({out!r}), Path(), True)
 assert bench.run("check", Row(measure, 5), 60) and bench.failed()
 bench.result["figures"].clear()
@@ -82,7 +82,9 @@ assert bench.run("broken", Row(broken, 5), 60) and bench.failed()
     code = code.format(out=str(tmp_path / "out.json"), **places)
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     figures = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["figures"]
-    assert figures[0]["failed"].startswith("RuntimeError: no such kernel")
+    assert figures[0]["failed"].startswith("RuntimeError: no such kernel in kernel.py\n")
+    assert "bench.py" in figures[0]["failed"]
+    assert str(ROOT) not in figures[0]["failed"]
 
 
 def test_lengths_are_numbers_only() -> None:
