@@ -17,12 +17,19 @@ def tiny_base(folder: Path) -> Path:
     """A tiny random Llama whose tokens are single ASCII letters."""
     import torch
     import transformers
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     torch.manual_seed(7)
     config = transformers.AutoConfig.for_model("llama", **TINY_SIZES)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """One of 98 tokens: two special ones and single ASCII letters."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
     letters = ["Ġ", "Ċ", *map(chr, range(33, 127))]
     vocab = {word: place for place, word in enumerate(["<s>", "</s>", *letters])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
@@ -33,7 +40,6 @@ def tiny_base(folder: Path) -> Path:
     names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "add_bos_token": False}
     names |= {"tokenizer_class": "PreTrainedTokenizerFast"}
     (folder / "tokenizer_config.json").write_text(json.dumps(names), encoding="utf-8")
-    return folder
 
 
 def draw(rows: list[Any], train: int, held_out: int, work: Path) -> Path:

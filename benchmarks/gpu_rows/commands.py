@@ -16,6 +16,7 @@ from gpu_rows.bench import Bench, NotHere
 from gpu_rows.model import SHAPE_TINY, RandomWeights
 from suri.model.config import config_from_hf
 from suri.model.fp8 import CAPABILITY
+from training_inputs import write_tokenizer
 
 SHAPE = SHAPE_TINY | {
     "hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 8,
@@ -111,19 +112,9 @@ def _suri(words: list[str]) -> None:
 
 
 def _model(folder: Path) -> None:
-    """A small random Llama with a tokenizer of single bytes."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
+    """A small random Llama with a tokenizer of single letters."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(SHAPE), encoding="utf-8")
     weights = RandomWeights(config_from_hf(SHAPE), torch.device("cpu"))
     save_file(dict(weights), folder / "model.safetensors", metadata={"format": "pt"})
-    letters = [chr(i) for i in range(33, 127)] + ["Ġ", "Ċ"]
-    words = {word: number for number, word in enumerate(["<s>", "</s>", *letters])}
-    tokenizer = Tokenizer(models.BPE(vocab=words, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken("<s>"), AddedToken("</s>")])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"eos_token": "</s>", "bos_token": "<s>", "add_bos_token": False}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    write_tokenizer(folder)
