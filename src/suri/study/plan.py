@@ -22,7 +22,7 @@ from suri.train.runs import WHERE
 
 DATA, HELD_OUT = "data", "held_out.json"
 METHODS = tuple(name for name in get_args(Quantize) if name != "fp8")
-"""How a study stores the base. fp8 trains on few GPUs, and what it costs has not been measured."""
+"""How a study stores the base; fp8 is left out, since few GPUs train with it."""
 VARIED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "quantize": (" and ".join(METHODS), lambda value: value in METHODS),
     "rows": ("whole numbers", lambda value: type(value) is int and value > 0),
