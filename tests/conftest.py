@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import os
+import re
+import shutil
 import sys
 from ctypes.util import find_library
 from pathlib import Path
@@ -21,6 +23,9 @@ os.environ.update({name: os.environ.get(name, value) for name, value in THREADS.
 import torch
 
 REAL_ROWS = Path(__file__).parents[2] / "shared" / "data" / "alpaca_en_999.json"
+
+SHALLOW = 4
+"""Layers of the embedded base that `shallow` keeps."""
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -71,6 +76,26 @@ def embedded() -> Path:
     from suri.model.embedded import embedded_base
 
     return embedded_base()
+
+
+@pytest.fixture(scope="session")
+def shallow(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded base with only the first of its 30 layers, alone in a folder for SURI_CACHE.
+
+    The real tokenizer and words at a fifth of the work, where sensible answers decide nothing.
+    """
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("cache") / embedded.name
+    shutil.copytree(embedded, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    deeper = re.compile(rf"model\.layers\.(?!([0-{SHALLOW - 1}])\.)")
+    tensors = load_file(embedded / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if not deeper.match(name)}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["num_hidden_layers"] = SHALLOW
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -136,11 +161,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Llama with a tokenizer, in fp32."""
     folder = tmp_path_factory.mktemp("tiny")
     make_model(folder, head_dim=10)
-    _as_fp32(folder)
+    as_fp32(folder)
     return write_tokenizer(folder)
 
 
-def _as_fp32(folder: Path) -> None:
+def as_fp32(folder: Path) -> None:
+    """Store a saved model in fp32, as most are that people have."""
     from safetensors.torch import load_file, save_file
 
     file = folder / "model.safetensors"

@@ -139,6 +139,9 @@ class Recipe:
     """Replace a finished run in output_dir."""
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, str):  # './lora-alpaca ' is how commands are copied
+                object.__setattr__(self, name, value.strip())
         problems = list(_problems(self))
         if problems:
             raise UsageError("these settings cannot work", found="; ".join(problems))
@@ -191,7 +194,7 @@ def _problems(recipe: Recipe) -> list[str]:
         f"{variant} is trained by peft alone: --engine reference":
             is_pefts and recipe.engine == "suri",
         f"{variant} cannot begin with the weights of start_from, a plain LoRA adapter":
-            is_pefts and recipe.start_from.strip() != "",
+            is_pefts and recipe.start_from != "",
         "shard_base is for --engine suri": recipe.shard_base and recipe.engine != "suri",
     }  # fmt: skip
     return problems + [problem for problem, is_there in others.items() if is_there]

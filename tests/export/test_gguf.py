@@ -316,12 +316,8 @@ def test_the_way_of_cutting_words_comes_back(base, adapter, tmp_path, pre):
 
 
 @pytest.mark.slow
-def test_the_embedded_base_comes_back_as_it_was(tmp_path, monkeypatch):
-    monkeypatch.delenv("SURI_CACHE")
-    from suri.model.embedded import embedded_base
-
-    base = embedded_base()
-    monkeypatch.setenv("SURI_CACHE", str(tmp_path / "cache"))
+def test_the_embedded_base_comes_back_as_it_was(shallow, tmp_path):
+    base = shallow
     adapter = make_adapter(tmp_path / "adapter", base, target_modules=["v_proj"], r=2)
     assert write_gguf(base, adapter, tmp_path / "gguf", "float32").passed
     write_hf(base, adapter, tmp_path / "hf", "float32")

@@ -165,7 +165,7 @@ def test_no_secret_of_the_environment_is_in_a_file_or_on_the_screen(
     """A training with a dashboard, a failure, a merge and a comparison; every byte is looked at."""
     home = tmp_path / "home"
     env = os.environ | dict.fromkeys(SECRETS, SECRET) | {"HOME": str(home), "XDG_CACHE_HOME": ""}
-    env |= {"SURI_CACHE": str(home / "cache"), "HF_HUB_OFFLINE": "1"}
+    env |= {"SURI_CACHE": str(home / "cache"), "HF_HUB_OFFLINE": "1", "PATH": ""}  # no browser
     at, out = str(tmp_path / "run"), str(tmp_path / "merged")
     train_words = ["train", "--base_model", str(tiny), "--data_path", str(rows), "--max_steps", "2",
                    "--val_set_size", "2", "--output_dir", at, "--device", "cpu"]  # fmt: skip
@@ -211,6 +211,7 @@ main(sys.argv[1:])
 
 def guarded(words: list[str]) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    env["PATH"] = ""  # no browser, which would draw the page with its own connections
     command = [sys.executable, "-c", GUARD, *words]
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 

@@ -308,8 +308,8 @@ def test_the_embedded_base_answers_as_in_transformers(embedded, count):
 
 
 @pytest.mark.slow
-def test_int8_answers_differ_between_batches_at_ties_alone(embedded):
-    tokenizer, decoder = read_tokenizer(embedded), load_decoder(embedded, quantize="int8-weight")
+def test_int8_answers_differ_between_batches_at_ties_alone(shallow):
+    tokenizer, decoder = read_tokenizer(shallow), load_decoder(shallow, quantize="int8-weight")
     asked = read_records(ROOT / "mini_data.json")[:10]
     prompts = [encode_prompt(r, tokenizer, find_prompt("alpaca")).tolist() for r in asked]
     decoding = Decoding(temperature=0, max_new_tokens=12)

@@ -9,8 +9,8 @@ from suri.data.encode import encode_prompt
 from suri.data.prompt import read_prompt
 from suri.data.records import Record, write_records
 from suri.model.tokenizer import read_tokenizer
-from suri.study.measure import Spec, main, measure
-from suri.study.process import as_program
+from suri.study.measure import main, measure
+from suri.study.process import Spec, as_program
 
 RECORDS = [
     Record("Say the word.", "fig", "fig"),

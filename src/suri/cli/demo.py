@@ -41,7 +41,7 @@ class Demo:
 def run(argv: list[str]) -> None:
     """Run every step and end by saying where the report is; a step that fails ends the demo."""
     demo = parse(Demo, argv, "suri demo")
-    folder = Path(demo.output_dir.strip())
+    folder = Path(demo.output_dir)
     embedded_base()  # where it is missing that is the one message, before any folder is made
     _open(folder)
     console, began = Console(highlight=False), time.perf_counter()

@@ -47,9 +47,9 @@ def run(argv: list[str]) -> None:
     """Print the parts, the sum, and what is free; exit 4 where it does not fit."""
     asked = parse_recipe(Asked, argv, "suri fit")
     recipe = Recipe(**{item.name: getattr(asked, item.name) for item in fields(Recipe)})
-    memory = parse_memory(asked.memory) if asked.memory.strip() else None
+    memory = parse_memory(asked.memory) if asked.memory else None
     console = Console(highlight=False)
-    base = Path(recipe.base_model.strip()).expanduser()
+    base = Path(recipe.base_model).expanduser()
     tokenizers = ("tokenizer.json", "tokenizer.model")
     if (base / "config.json").is_file() and not any((base / n).is_file() for n in tokenizers):
         _of_shape(console, recipe, base, memory)

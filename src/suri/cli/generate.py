@@ -52,7 +52,7 @@ def run_generate(argv: list[str]) -> None:
     """
     asked = parse(File, argv, "suri generate")
     records = read_records(asked.file, need_output=False)
-    out = Path(asked.output_path.strip() or asked.file.with_suffix(".answers.jsonl"))
+    out = Path(asked.output_path or asked.file.with_suffix(".answers.jsonl"))
     if out.exists():
         raise UsageError(
             f"{out} exists already", do="choose another --output_path, or remove that file first"
@@ -90,8 +90,8 @@ def _lines(rows: Sequence[dict[str, Any]]) -> str:
 
 def _key(asked: File) -> str:
     """What two calls must have alike for their answers to stand in one file."""
-    names = (name.strip() for name in (asked.model, asked.lora_weights))
-    folders = [Path(name).expanduser() for name in names if name]
+    names = [name for name in (asked.model, asked.lora_weights) if name]
+    folders = [Path(name).expanduser() for name in names]
     files = [file for folder in folders for file in (*folder.glob("*"), folder) if file.is_file()]
     seen = sorted(f"{f.absolute()} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
     settings = asdict(asked.decoding) | {"load_8bit": asked.load_8bit, "device": asked.device}

@@ -123,7 +123,8 @@ def tidy(argv: list[str]) -> list[str]:
 
 
 def _values(word: str) -> list[str]:
-    """The values in a word: one, or those of a list in brackets."""
+    """The values in a word, without blanks around them: one, or those of a list in brackets."""
+    word = word.strip()
     if not re.fullmatch(r"\[.*\]", word):
         return [word]
     return [part.strip(" '\"") for part in word[1:-1].split(",") if part.strip(" '\"")]

@@ -73,13 +73,13 @@ class VerifyFlags:
 def run_merge(args: list[str]) -> None:
     """Parse `suri merge`, write the folder and print its certificate; the last line is PASS."""
     flags = parse(MergeFlags, args, "suri merge")
-    run, base = Path(flags.run.strip()), _base(flags.base_model)
+    run, base = Path(flags.run), _base(flags.base_model)
     if flags.to != "vllm":
         _write(flags, base, run, flags.merge_base)
         return
     from suri.export.vllm import write_vllm
 
-    out = Path(flags.output_dir.strip())
+    out = Path(flags.output_dir)
     print(*write_vllm(base, run, out), sep="\n")
     print(f"PASS vllm {out}")
 
@@ -96,7 +96,7 @@ def _base(name: str) -> Path | None:
     """The base of that name; None for "", where the adapter says it."""
     from suri.model.weights import find_base
 
-    return find_base(name) if name.strip() else None
+    return find_base(name) if name else None
 
 
 def _write(
@@ -108,7 +108,7 @@ def _write(
     """Write the folder that the flags name."""
     from suri.export.publish import write_merge
 
-    out = Path(flags.output_dir.strip())
+    out = Path(flags.output_dir)
     with _bar() as report:
         certificate = write_merge(
             flags.to, base, adapter, out, flags.dtype, merge_base=merge_base, report=report
@@ -123,7 +123,7 @@ def run_verify(args: list[str]) -> None:
     from suri.errors import Corrupt
     from suri.export.verify import certify_other, verify
 
-    folder, adapter = Path(flags.folder.strip()), flags.adapter.strip()
+    folder, adapter = Path(flags.folder), flags.adapter
     with _bar() as report:
         if adapter:
             certificate = certify_other(

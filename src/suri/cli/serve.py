@@ -46,7 +46,7 @@ class Asked:
     @property
     def runs_folder(self) -> Path:
         """What `runs` names."""
-        return Path(self.runs.strip() or ".")
+        return Path(self.runs or ".")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +125,7 @@ def run_serve(argv: list[str]) -> None:
 
 def model_names(asked: Asked) -> tuple[str, str]:
     """The model to open and the adapter on it, from MODEL, --base_model and --lora_weights."""
-    given = (asked.model, asked.base_model, asked.lora_weights)
-    model, base, adapter = (name.strip() for name in given)
+    model, base, adapter = asked.model, asked.base_model, asked.lora_weights
     if model and base and adapter:
         raise UsageError(
             f"three models are named: {model}, {base} and {adapter}",

@@ -66,7 +66,7 @@ def run_compare(argv: list[str]) -> None:
 def run_study(argv: list[str]) -> None:
     """Parse and run `suri study PLAN.toml`."""
     asked = parse(StudyCommand, argv, "suri study")
-    folder = Path(asked.output_dir.strip() or asked.plan.stem)
+    folder = Path(asked.output_dir or asked.plan.stem)
     plan, console = read_plan(asked.plan), Console(highlight=False)
     with _executor(asked, console) as on:
         report = run_plan(plan, folder, _speaker(console), on=on, only_check=asked.check)
@@ -79,7 +79,7 @@ def run_report(argv: list[str]) -> None:
     asked = parse(ReportCommand, argv, "suri report")
     if not asked.folders:
         raise UsageError("suri report needs a folder of results", do="suri report FOLDER")
-    into = Path(asked.output_dir.strip()) if asked.output_dir.strip() else None
+    into = Path(asked.output_dir) if asked.output_dir else None
     formats = [name.strip() for name in asked.formats.split(",") if name.strip()]
     written = write_report(*asked.folders, language=asked.language, formats=formats, into=into)
     _finish(*written, folder=asked.folders[0])
@@ -88,16 +88,16 @@ def run_report(argv: list[str]) -> None:
 @contextmanager
 def _executor(asked: StudyCommand, console: Console) -> Iterator[Executor]:
     """Where the trials run; on a terminal those of a cluster are shown in one table."""
-    if asked.cpus < 0 or (asked.cpus and not asked.on.strip()):
+    if asked.cpus < 0 or (asked.cpus and not asked.on):
         raise UsageError(f"--cpus {asked.cpus} is no share of a node", do="it goes with --on ray")
-    if not asked.on.strip():
+    if not asked.on:
         yield HERE
         return
     from suri.study.cluster import ray_executor
 
     with (
         Live(console=console, auto_refresh=False, transient=True) as live,
-        ray_executor(asked.on.strip(), asked.cpus, lambda rows: _show(live, rows)) as on,
+        ray_executor(asked.on, asked.cpus, lambda rows: _show(live, rows)) as on,
     ):
         yield on
 

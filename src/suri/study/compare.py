@@ -18,7 +18,7 @@ from suri.study.compare_summary import summarise_ways
 from suri.study.forms import WORK, Way, merged, ways_of
 from suri.study.measures import ADAPTER, HF, META
 from suri.study.plan import what_it_is
-from suri.study.process import Say, busiest, measure, open_results
+from suri.study.process import Say, Spec, busiest, measure, open_results
 from suri.study.report import ANSWERS, COMPARE, TRAINING, write_report
 from suri.study.scores import bleu, chrf, rouge_l
 from suri.study.statements import threats
@@ -60,8 +60,8 @@ class Comparison:
     def folder(self) -> Path:
         """Where the results go."""
         if self.run.suffix == ".toml":
-            return Path(self.output_dir.strip() or self.run.stem)
-        return Path(self.output_dir.strip() or f"{self.run.resolve()}-compare")
+            return Path(self.output_dir or self.run.stem)
+        return Path(self.output_dir or f"{self.run.resolve()}-compare")
 
 
 def compare(comparison: Comparison, say: Say) -> Path:
@@ -99,7 +99,7 @@ def compare(comparison: Comparison, say: Say) -> Path:
 
 
 def _held_out(comparison: Comparison) -> list[Record]:
-    path = Path(comparison.data_path.strip() or comparison.run / "held_out.jsonl")
+    path = Path(comparison.data_path or comparison.run / "held_out.jsonl")
     if not path.is_file() or not path.stat().st_size:
         raise UsageError(
             f"{path} holds no rows to compare on",
@@ -111,7 +111,7 @@ def _held_out(comparison: Comparison) -> list[Record]:
 def _merged(comparison: Comparison, ways: Sequence[Way], say: Say) -> dict[str, Path]:
     """The folders of all merged models, by the names of their ways."""
     run, folder = comparison.run, comparison.folder
-    given = {HF: comparison.merged_hf.strip(), META: comparison.merged_meta.strip()}
+    given = {HF: comparison.merged_hf, META: comparison.merged_meta}
     return {
         way.name: merged(way, run, folder, given.get(way.form, ""), say)
         for way in ways
@@ -132,21 +132,21 @@ def _measure_all(
     order = sorted(ways, key=lambda way: way.name != ADAPTER)
     for repeat in range(comparison.repeats):
         for way in order:
-            spec = {
-                "run": str(comparison.run.absolute()),
-                "way": way.name,
-                "model": str(models[way.name].absolute()) if way.name in models else "",
-                "with_adapter": way.with_adapter,
-                "quantize": way.quantize(trained),
-                "engine": way.engine,
-                "dtype": way.dtype,
-                "device": comparison.device,
-                "rows": str(work / "rows.jsonl"),
-                "max_new_tokens": comparison.max_new_tokens,
-                "cutoff_len": recipe.cutoff_len,
-                "parts": ["speed"] if repeat else ["speed", "answers", "losses"],
-                "reference": str(reference) if order[0].name == ADAPTER else "",
-            }
+            spec = Spec(
+                run=str(comparison.run.absolute()),
+                way=way.name,
+                model=str(models[way.name].absolute()) if way.name in models else "",
+                with_adapter=way.with_adapter,
+                quantize=way.quantize(trained),
+                engine=way.engine,
+                dtype=way.dtype,
+                device=comparison.device,
+                rows=str(work / "rows.jsonl"),
+                max_new_tokens=comparison.max_new_tokens,
+                cutoff_len=recipe.cutoff_len,
+                parts=("speed",) if repeat else ("speed", "answers", "losses"),
+                reference=str(reference) if order[0].name == ADAPTER else "",
+            )
             say(f"{way.label}: measuring" + (f" again ({repeat + 1})" if repeat else ""))
             place = work / (f"{way.name}-{repeat}" if repeat else way.name)
             what = f"measuring {way.label}"

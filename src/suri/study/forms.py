@@ -71,7 +71,7 @@ def ways_of(asked: str, engines: str, dtypes: str, trained: str) -> list[Way]:
     dtype, *more_dtypes = _names("--dtypes", dtypes, DTYPES)
     every = [form for form in WAYS if trained == "nf4" or form != "hf-original"]
     usual = [form for form in DEFAULT if (form, trained) != ("nf4", "nf4")]
-    named = {"": ",".join(usual), "all": ",".join(every)}.get(asked.strip(), asked)
+    named = {"": ",".join(usual), "all": ",".join(every)}.get(asked, asked)
     forms = [form for form in WAYS if form in _names("--ways", named, every)]
     others = [(name, dtype) for name in more_engines] + [(engine, name) for name in more_dtypes]
     return [Way(form, engine, dtype) for form in forms if _runs(form, engine)] + [

@@ -5,9 +5,9 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +22,8 @@ from suri.infer.engines import Model, open_model
 from suri.model.weights import recorded_base
 from suri.reading import read_json
 from suri.recipe import GREEDY
-from suri.study.process import as_program
+from suri.study.process import Spec, as_program
 from suri.train.machine import environment, peak_memory_bytes
-
-Part = Literal["speed", "answers", "losses"]
 
 BATCH = 8
 TIMED_PROMPTS = 8
@@ -33,32 +31,6 @@ TIMED_TOKENS = 16
 PROBED_TOKENS = 256
 NEVER = -1
 """An end-of-text token that no model gives, so that every way decodes equally many tokens."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spec:
-    """What to measure. Everything is a plain value, so that it travels as JSON."""
-
-    run: str
-    """The run folder: its prompt, its base and, for the way `adapter`, its adapter."""
-    way: str
-    """What it is called."""
-    model: str = ""
-    """Folder of a merged model; "" for the base."""
-    with_adapter: bool = False
-    """Whether the run's adapter is laid over it."""
-    quantize: str = "none"
-    """How the base is stored."""
-    engine: str = "suri"
-    dtype: str = "float32"
-    device: str = "auto"
-    rows: str = ""
-    """File of the held-out rows."""
-    max_new_tokens: int = 32
-    cutoff_len: int = 512
-    parts: tuple[Part, ...] = ("speed", "answers", "losses")
-    reference: str = ""
-    """File of the adapter's next-token log-probabilities; made where it is not there yet."""
 
 
 def measure(spec: Spec) -> dict[str, Any]:

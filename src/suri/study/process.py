@@ -7,14 +7,18 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
+
+import tomli_w
 
 from suri.errors import Preempted, SuriError, UsageError
-from suri.files import append_json_line, make_folder, write_json
+from suri.files import append_json_line, make_folder, write_json, write_text
 from suri.reading import read_object
+from suri.recipe import Recipe, settings_of
 
+Part = Literal["speed", "answers", "losses"]
 Say = Callable[[str], None]
 """Is told what is being done."""
 RECORD = "captures.jsonl"
@@ -155,10 +159,58 @@ def as_program(work: Callable[..., None], words: Sequence[str]) -> int:
     return 0
 
 
-def measure(spec: dict[str, Any], work: Path, *, what: str, results: Path) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What to measure. Everything is a plain value, so that it travels as JSON."""
+
+    run: str
+    """The run folder: its prompt, its base and, for the way `adapter`, its adapter."""
+    way: str
+    """What it is called."""
+    model: str = ""
+    """Folder of a merged model; "" for the base."""
+    with_adapter: bool = False
+    """Whether the run's adapter is laid over it."""
+    quantize: str = "none"
+    """How the base is stored."""
+    engine: str = "suri"
+    dtype: str = "float32"
+    device: str = "auto"
+    rows: str = ""
+    """File of the held-out rows."""
+    max_new_tokens: int = 32
+    cutoff_len: int = 512
+    parts: tuple[Part, ...] = ("speed", "answers", "losses")
+    reference: str = ""
+    """File of the adapter's next-token log-probabilities; made where it is not there yet."""
+
+
+def train(recipe: Recipe, place: Path, *, what: str, results: Path) -> None:
+    """Start a training, or let it go on where it has a saved state; a finished one is left alone.
+
+    The folder `place` gets the recipe, and the terminal of every attempt.
+    """
+    run = Path(recipe.output_dir)
+    if (run / "result.json").is_file():
+        return
+    asked = place / "recipe.toml"
+    write_text(asked, tomli_w.dumps(settings_of(recipe) | {"overwrite": True}))
+    arguments = ["train", "--recipe", str(asked)]
+    if any((run / "checkpoints").glob("step-*")):
+        arguments = ["train", "--resume", "True", "--output_dir", str(run)]
+    terminal = place / f"terminal-{attempts_of(place) + 1}.txt"
+    run_module("suri", arguments, what=what, terminal=terminal, results=results)
+
+
+def attempts_of(place: Path) -> int:
+    """How often the training of the recipe in this folder was started."""
+    return len(list(place.glob("terminal-*.txt")))
+
+
+def measure(spec: Spec, work: Path, *, what: str, results: Path) -> dict[str, Any]:
     """What `suri.study.measure` finds for a spec; its files lie in the folder `work`."""
     work.mkdir(parents=True, exist_ok=True)
-    write_json(work / "spec.json", spec)
+    write_json(work / "spec.json", asdict(spec))
     out = work / "measured.json"
     run_module(
         "suri.study.measure",

@@ -4,23 +4,23 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from suri.errors import UsageError
-from suri.files import write_text
 from suri.reading import read_toml
-from suri.recipe import Recipe, settings_of, with_settings
+from suri.recipe import Recipe, recipe_from_toml, settings_of, with_settings
 from suri.study.compare import Comparison, compare
 from suri.study.forms import WORK, ways_of
-from suri.study.plan import refuse_unknown
-from suri.study.process import Say, open_results, run_module
+from suri.study.plan import refuse_unknown, what_it_is
+from suri.study.process import Say, open_results, train
+
+SETTLED = ("token_budget", "micro_batch_size", "shard_base")
+"""Settings that a run settles by the memory there is; none changes its result."""
 
 
 def compare_plan(asked: Comparison, say: Say) -> Path:
     """Train what [recipe] of a TOML file says, then compare as [compare] says; see `compare`.
 
-    Flags win over the file. A run that is finished is not trained again. Raises UsageError for
-    an unknown name or a wrong type.
+    Flags win over the file. A run that is finished is not trained again, and one that was stopped
+    goes on. Raises UsageError for an unknown name, a wrong type, or a run with other settings.
     """
     path = asked.run
     table = read_toml(path, "plan", "recipe", "compare")
@@ -36,8 +36,10 @@ def compare_plan(asked: Comparison, say: Say) -> Path:
     recipe = replace(recipe, output_dir=str(run.absolute()))
     comparison = Comparison(run=run, **settings | {"output_dir": str(asked.folder)} | flags)
     ways_of(comparison.ways, comparison.engines, comparison.dtypes, recipe.quantize)
+    _refuse_other_settings(recipe, run)
     open_results(asked.folder, WORK)
-    train(recipe, asked.folder / WORK / "train.txt", say)
+    say(f"{run} is trained already" if (run / "result.json").is_file() else f"training into {run}")
+    train(recipe, asked.folder / WORK, what="the training", results=asked.folder)
     return compare(comparison, say)
 
 
@@ -47,22 +49,22 @@ def _settings(table: dict[str, Any], path: Path) -> dict[str, Any]:
     for name, value in table.items():
         if type(value) is not type(known[name]):
             raise UsageError(f"{path}: {name} = {value!r} is not of the form {known[name]!r}")
-    return table
+    return {name: each.strip() if isinstance(each, str) else each for name, each in table.items()}
 
 
-def train(recipe: Recipe, terminal: Path, say: Say) -> None:
-    """Train into the recipe's folder, in a process of its own, unless that is done already."""
-    run = Path(recipe.output_dir)
-    if (run / "result.json").is_file():
-        say(f"training: {run} is finished already")
+def _refuse_other_settings(recipe: Recipe, run: Path) -> None:
+    """Raise UsageError where the plan was changed since its run was begun."""
+    if not (run / "recipe.toml").is_file():
         return
-    say(f"training into {run}")
-    asked = terminal.with_name("recipe.toml")
-    write_text(asked, tomli_w.dumps(settings_of(replace(recipe, overwrite=True))))
-    run_module(
-        "suri",
-        ["train", "--recipe", str(asked)],
-        what="the training",
-        terminal=terminal,
-        results=terminal.parents[1],
-    )
+    recorded = settings_of(recipe_from_toml(run / "recipe.toml"))
+    differing = [
+        f"{name} is {value} in the plan, was {recorded[name]}"
+        for name, value in what_it_is(settings_of(recipe)).items()
+        if name not in SETTLED and value != recorded[name]
+    ]
+    if differing:
+        raise UsageError(
+            f"{run} was trained with other settings",
+            found="; ".join(differing),
+            do="choose another --output_dir, or remove that folder",
+        )

@@ -8,19 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from suri.data.records import read_records
 from suri.data.skills import is_correct
 from suri.errors import Preempted, SuriError
-from suri.files import append_json_line, write_json, write_text
+from suri.files import append_json_line, write_json
 from suri.locks import holding
 from suri.manifest import MANIFEST, check_manifest
 from suri.reading import read_json_lines, read_object, well_formed
 from suri.recipe import settings_of
 from suri.study.plan import DATA, Plan, Trial, trials_of, what_it_is, write_rows
 from suri.study.preflight import common_budget, held_equal, with_budget
-from suri.study.process import Say, busiest, measure, open_results, run_module
+from suri.study.process import Say, Spec, attempts_of, busiest, measure, open_results, train
 from suri.study.report import STUDY, write_report
 from suri.study.statements import threats
 from suri.study.study_summary import summarise_trials
@@ -96,8 +94,7 @@ def run_trial(trial: Trial, folder: Path, say: Say, note: Note) -> dict[str, Any
     try:
         if (run / "result.json").is_file():
             say("  finished already")
-        else:
-            _train(trial, folder)
+        train(trial.recipe, trial.place, what=f"trial {trial.name}", results=folder)
         if not judged.is_file():
             what = f"evaluating {trial.name}"
             measure(_spec(trial), judged.parent, what=what, results=folder)
@@ -115,23 +112,6 @@ def run_trial(trial: Trial, folder: Path, say: Say, note: Note) -> dict[str, Any
     return _identity(trial) | collect(run, read_object(judged), attempts_of(trial.place))
 
 
-def _train(trial: Trial, folder: Path) -> None:
-    """Start the trial, or let it go on where a saved state is; every attempt has its terminal."""
-    place, run = trial.place, trial.place / "run"
-    recipe = place / "recipe.toml"
-    write_text(recipe, tomli_w.dumps(settings_of(trial.recipe) | {"overwrite": True}))
-    arguments = ["train", "--recipe", str(recipe)]
-    if any((run / "checkpoints").glob("step-*")):
-        arguments = ["train", "--resume", "True", "--output_dir", str(run)]
-    run_module(
-        "suri",
-        arguments,
-        what=f"trial {trial.name}",
-        terminal=place / f"terminal-{attempts_of(place) + 1}.txt",
-        results=folder,
-    )
-
-
 def is_done(trial: Trial) -> bool:
     """Whether a trial is trained and judged."""
     return all((trial.place / name).is_file() for name in ("run/result.json", MEASURED))
@@ -141,11 +121,6 @@ def failed(trial: Trial, reason: str, code: int) -> dict[str, Any]:
     """Note beside a trial why it failed; returns what the summary holds of it."""
     write_json(trial.place / FAILED, {"reason": reason, "exit_code": code})
     return _identity(trial) | {"status": "failed", "reason": reason}
-
-
-def attempts_of(place: Path) -> int:
-    """How often the training of the trial in this folder was started."""
-    return len(list(place.glob("terminal-*.txt")))
 
 
 def attempt(trial: Trial, started: float, code: int | None) -> dict[str, Any]:
@@ -161,18 +136,17 @@ def note_attempt(folder: Path, entry: dict[str, Any]) -> None:
     append_json_line(folder / ATTEMPTS, entry)
 
 
-def _spec(trial: Trial) -> dict[str, Any]:
-    return {
-        "run": trial.recipe.output_dir,
-        "way": "adapter",
-        "with_adapter": True,
-        "quantize": trial.recipe.quantize,
-        "device": trial.recipe.device,
-        "rows": trial.recipe.val_set_path,
-        "cutoff_len": trial.recipe.cutoff_len,
-        "max_new_tokens": 32,
-        "parts": ["answers", "losses"],
-    }
+def _spec(trial: Trial) -> Spec:
+    return Spec(
+        run=trial.recipe.output_dir,
+        way="adapter",
+        with_adapter=True,
+        quantize=trial.recipe.quantize,
+        device=trial.recipe.device,
+        rows=trial.recipe.val_set_path,
+        cutoff_len=trial.recipe.cutoff_len,
+        parts=("answers", "losses"),
+    )
 
 
 def _identity(trial: Trial) -> dict[str, Any]:

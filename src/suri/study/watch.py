@@ -7,7 +7,7 @@ from suri.errors import SuriError
 from suri.reading import read_json_lines
 from suri.study.claims import holder
 from suri.study.plan import Trial
-from suri.study.trials import attempts_of
+from suri.study.process import attempts_of
 
 
 @dataclass(frozen=True)

@@ -238,7 +238,7 @@ class Run:
     def _restore(self) -> None:
         """Go on from the newest whole checkpoint where that was asked for."""
         if goes_on(self.recipe):
-            self._load(Path(self.recipe.resume_from_checkpoint.strip() or self.folder))
+            self._load(Path(self.recipe.resume_from_checkpoint or self.folder))
             self._note(f"going on after step {self.progress.step}")
 
     def _load(self, place: Path) -> None:

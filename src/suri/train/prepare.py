@@ -123,12 +123,12 @@ def start_adapter(made: Prepared) -> Adapter:
         seed=recipe.seed,
         dropout=recipe.lora_dropout,
         rslora=recipe.use_rslora,
-        base=base_identity(made.base, recipe.quantize, recipe.base_model.strip()),
+        base=base_identity(made.base, recipe.quantize, recipe.base_model),
     )
-    if not recipe.start_from.strip():
+    if not recipe.start_from:
         return fresh
-    kept = Path(recipe.output_dir.strip()) / START  # a run that goes on needs no other folder
-    place = kept if goes_on(recipe) and kept.is_dir() else Path(recipe.start_from.strip())
+    kept = Path(recipe.output_dir) / START  # a run that goes on needs no other folder
+    place = kept if goes_on(recipe) and kept.is_dir() else Path(recipe.start_from)
     given = read_adapter(place)
     _check_alike(given, fresh, place)
     return replace(fresh, tensors=given.tensors)
@@ -162,7 +162,7 @@ def _each(adapter: Adapter, of: Callable[[str], float]) -> str:
 
 def _prompt(recipe: Recipe, tokenizer: Tokenizer) -> Prompt:
     """The prompt of the recipe; a run that goes on keeps its own, whose file may have changed."""
-    folder = Path(recipe.output_dir.strip())
+    folder = Path(recipe.output_dir)
     if goes_on(recipe) and (folder / PROMPT_FILE).is_file():
         return read_prompt(folder)
     return find_prompt(recipe.prompt_template_name, tokenizer)

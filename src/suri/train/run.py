@@ -55,7 +55,7 @@ def train(recipe: Recipe, listen: Listener, answerer: Answerer) -> dict[str, Any
         if not ranks.first:
             listen, recipe = _nobody, replace(recipe, report_to=())
         recipe = ranks.from_first(lambda: _going_on(recipe))
-        folder = Path(recipe.output_dir.strip())
+        folder = Path(recipe.output_dir)
         with (
             disk_errors_explained(folder),
             claiming(folder) if ranks.first else nullcontext(),
@@ -154,7 +154,7 @@ def _open(made: Prepared, adapter: Adapter) -> Path:
     facts = made.rows.facts | {"encoded": made.encoded.counts, "left_out_rows": left_out}
     if goes_on(made.recipe):
         refuse_other_inputs(folder, facts, adapter.base)
-    elif made.recipe.start_from.strip():
+    elif made.recipe.start_from:
         write_adapter(folder / START, adapter)
     write_json(folder / "data.json", facts)
     write_json(folder / BASE, adapter.base)
@@ -171,8 +171,8 @@ def _numbers(adapter: Adapter) -> int:
 def _notes(made: Prepared) -> list[str]:
     """What a user should hear about the settings and the data before the run."""
     recipe, rows, encoded, notes = made.recipe, made.rows, made.encoded, []
-    if recipe.start_from.strip():
-        notes.append(f"begins with the weights of {recipe.start_from.strip()}, all else anew")
+    if recipe.start_from:
+        notes.append(f"begins with the weights of {recipe.start_from}, all else anew")
     if not recipe.add_eos_token:
         notes.append("add_eos_token False: the end-of-text token is learned all the same")
     warnings = {kind: count for kind, count in rows.facts["warnings"].items() if count}

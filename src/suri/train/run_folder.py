@@ -33,15 +33,15 @@ def goes_on(recipe: Recipe) -> bool:
 
 def run_folder_of(recipe: Recipe) -> Path:
     """The folder of a run: output_dir, or the one around the checkpoint that a resume names."""
-    named = Path(recipe.resume_from_checkpoint.strip())
+    named = Path(recipe.resume_from_checkpoint)
     if not recipe.resume_from_checkpoint:
-        return Path(recipe.output_dir.strip())
+        return Path(recipe.output_dir)
     return named.parent.parent if named.parent.name == "checkpoints" else named
 
 
 def open_run(recipe: Recipe, adapter_bytes: int) -> Path:
     """Make or take over output_dir; raises UsageError where it is somebody else's or finished."""
-    folder = Path(recipe.output_dir.strip())
+    folder = Path(recipe.output_dir)
     make_folder(folder)
     need_space(folder, 6 * adapter_bytes + SPACE_BYTES, "the run")
     if goes_on(recipe):

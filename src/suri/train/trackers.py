@@ -64,7 +64,7 @@ class EventFiles:
     """TensorBoard's files, in the run folder; what they hold beyond `step` is taken back."""
 
     def __init__(self, library: Any, recipe: Recipe, step: int) -> None:
-        folder = Path(recipe.output_dir.strip()) / "tensorboard"
+        folder = Path(recipe.output_dir) / "tensorboard"
         self.writer = library.SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def log(self, figures: dict[str, float], step: int) -> None:
@@ -81,7 +81,7 @@ def _wandb_run(library: Any, recipe: Recipe, _step: int) -> Any:
     try:
         return library.init(
             project=recipe.wandb_project or None,
-            dir=recipe.output_dir.strip(),
+            dir=recipe.output_dir,
             settings=library.Settings(console="off"),  # figures only, not what the screen shows
             **_described(recipe),
         )
@@ -99,7 +99,7 @@ def _trackio_run(library: Any, recipe: Recipe, _step: int) -> Any:
 
 
 def _described(recipe: Recipe) -> dict[str, Any]:
-    name = recipe.wandb_run_name or Path(recipe.output_dir.strip()).name
+    name = recipe.wandb_run_name or Path(recipe.output_dir).name
     return {"name": name, "config": settings_of(recipe)}
 
 
