@@ -41,7 +41,7 @@ def write_plan(place, base, seeds, **settings):
     write_records(place / "rows.json", [Record("Say it.", f"{n}", f"y{n}") for n in range(9)])
     recipe = Recipe(
         base_model=str(base), data_path=str(place / "rows.json"), val_set_size=3.0, batch_size=3,
-        num_epochs=50.0, save_steps=5, eval_steps=200, lora_r=3, lora_alpha=7.0, device="cpu",
+        num_epochs=30.0, save_steps=5, eval_steps=200, lora_r=3, lora_alpha=7.0, device="cpu",
     )  # fmt: skip
     table = {"quantize": ["none"], "rows": [6], "seeds": seeds}
     recipe = replace(recipe, **settings)
@@ -139,16 +139,16 @@ def attempts(place):
 
 
 def check_complete(place):
-    """Six trials, each finished and there once; returns the summary's."""
+    """Four trials, each finished and there once; returns the summary's."""
     summary = json.loads((place / "s" / "summary.json").read_text())
     trials = summary["trials"]
-    assert [one["status"] for one in trials] == ["finished"] * 6
-    assert [one["seed"] for one in trials] == [0, 1, 2, 3, 4, 5]
+    assert [one["status"] for one in trials] == ["finished"] * 4
+    assert [one["seed"] for one in trials] == [0, 1, 2, 3]
     for one in trials:
         run = place / "s" / "trials" / one["name"] / "run"
         steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         counted = Counter(line["step"] for line in steps if "train/loss" in line)
-        assert counted == Counter(range(1, 101)), "each step stands there once"
+        assert counted == Counter(range(1, 61)), "each step stands there once"
     ended = Counter(one["trial"] for one in attempts(place) if one["exit_code"] == 0)
     assert set(ended) == {one["name"] for one in trials}
     return trials
@@ -158,7 +158,7 @@ def check_complete(place):
 def test_a_node_dies_another_joins_the_driver_is_killed_and_nothing_is_lost(
     tiny, tmp_path, cluster
 ):
-    study = write_plan(tmp_path, tiny, [0, 1, 2, 3, 4, 5])
+    study = write_plan(tmp_path, tiny, [0, 1, 2, 3])
     running = driver(study, "--on", "ray://auto")
     (killed, *_) = wait_for(lambda: with_a_state(study))
     pid = claims(study)[killed]["pid"]

@@ -154,7 +154,7 @@ def test_resume_is_bit_identical(
     tiny: Path, rows: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    recipe = recipe_for(tiny, rows, whole, save_steps=3, **changes)
+    recipe = recipe_for(tiny, rows, whole, save_steps=3, num_epochs=2, **changes)
     train(recipe, silent, no_answers)
 
     def stop_in_step_eight(event: str, numbers: dict[str, Any]) -> None:

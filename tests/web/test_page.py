@@ -691,8 +691,9 @@ def test_suri_serve_shows_the_page_beside_the_api(tiny, browser, tmp_path):
 
 
 @pytest.fixture
-def lab(browser, tmp_path):
+def lab(browser, shallow, tmp_path, monkeypatch):
     """A page over a folder of runs that holds a study, and the folder."""
+    monkeypatch.setenv("SURI_CACHE", str(shallow.parent))
     runs = tmp_path / "runs"
     study = runs / "study"
     (study / "figures").mkdir(parents=True)
