@@ -14,7 +14,7 @@ from conftest import as_fp32, make_model, write_tokenizer
 
 
 def demo(folder: Path, **variables: str) -> dict[str, Any]:
-    """Run the demo into a folder; the ways of its comparison, once its report is as it should be."""
+    """Run the demo into a folder; the ways of its comparison, its report being as it should."""
     done = subprocess.run(
         [sys.executable, "-m", "suri", "demo", "--output_dir", str(folder)],
         capture_output=True, text=True, env=os.environ | variables,
@@ -40,7 +40,7 @@ def demo(folder: Path, **variables: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_the_demo_ends_in_a_report(embedded: Path, tmp_path: Path) -> None:
-    """Its commands and rows, over a model of a few thousand numbers in the embedded base's place."""
+    """Its commands and rows, over a model of some thousand numbers as the embedded base."""
     base = tmp_path / "cache" / embedded.name
     as_fp32(make_model(base, max_position_embeddings=1024))
     write_tokenizer(base)
