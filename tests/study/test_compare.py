@@ -167,9 +167,7 @@ def test_a_wrong_plan_is_refused_before_anything_is_trained(run, tmp_path, wrong
 
 
 @pytest.mark.slow
-def test_a_plan_trains_and_compares_every_way_and_a_second_run_goes_on(
-    run, tmp_path, capsys
-):
+def test_a_plan_trains_and_compares_every_way_and_a_second_run_goes_on(run, tmp_path, capsys):
     plan, out = write_plan(run, tmp_path), tmp_path / "task1"
     suri(["compare", str(plan), "--output_dir", str(out), "--device", "cpu"])
     shown = capsys.readouterr().out
