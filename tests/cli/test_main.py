@@ -31,6 +31,10 @@ def test_every_spelling_of_a_flag_means_the_same() -> None:
     assert tidy(words) == wanted.split()
     assert tidy(["--lora_target_modules=[q_proj, 'k_proj']"])[1:] == ["q_proj", "k_proj"]
     assert tidy([]) == []
+    assert tidy(["--lora_weights", "./lora-alpaca ", "--base_model= base"]) == [
+        "--lora_weights", "./lora-alpaca", "--base_model", "base"
+    ]  # fmt: skip
+    assert Recipe(output_dir=" ./lora-alpaca ").output_dir == "./lora-alpaca"
     assert tidy(["--train_on_inputs", "False", "--share"]) == [
         "--train_on_inputs", "False", "--share", "True"
     ]  # fmt: skip

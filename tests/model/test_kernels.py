@@ -1,5 +1,8 @@
 """Each undocumented operator taken away: the plain way gives the same result."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +26,33 @@ def test_products_by_either_library_are_the_product(
     back = torch.randn(33, 90, generator=seeded(3))
     wanted = back.double() @ weight.double()
     assert torch.allclose(kernels.product(back, weight.t()).double(), wanted, atol=1e-4)
+
+
+COMPILE = """
+import numba
+from suri.model import kernels
+kernels.compile_few_rows()
+print(sum(kernels._LOOP[0].stats.cache_hits.values()))
+"""
+
+
+@pytest.mark.slow
+def test_the_compiled_loop_is_kept_and_made_again_where_it_is_damaged(tmp_path: Path) -> None:
+    need("numba")
+
+    def hits() -> str:
+        variables = os.environ | {"SURI_CACHE": str(tmp_path)}
+        variables.pop("NUMBA_CACHE_DIR", None)
+        done = subprocess.run(
+            [sys.executable, "-c", COMPILE], env=variables, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    assert [hits(), hits()] == ["0", "1"]
+    (index,) = tmp_path.rglob("*.nbi")
+    index.write_bytes(index.read_bytes()[:20])
+    assert hits() == "0"
 
 
 @pytest.mark.slow

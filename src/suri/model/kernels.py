@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from suri.files import cache_folder
+
 LOG = logging.getLogger(__name__)
 FEW_ROWS = 8
 """Up to so many rows, reading the weight takes longer than multiplying with it."""
@@ -90,7 +92,7 @@ def int8_product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def compile_few_rows() -> None:
-    """Have the loop of `few_rows` compiled: a second that answering is worth.
+    """Have the loop of `few_rows` compiled, or taken from this machine's cache of an earlier time.
 
     Does nothing where numba is not installed, or has no threads but its own, whose handing over
     takes longer than is gained.
@@ -98,11 +100,15 @@ def compile_few_rows() -> None:
     if _LOOP or _FORKED:
         return
     with suppress(ImportError):
-        loop, one = _few_rows_loop(), np.ones((1, 1), dtype=np.float32)
-        loop(one, NO_SCALES, one, one.copy())
-        from numba import threading_layer
+        import numba
 
-        if threading_layer() != "workqueue":
+        numba.config.CACHE_DIR = numba.config.CACHE_DIR or str(cache_folder() / "numba")
+        try:
+            loop = _few_rows_loop(cache=True)
+        except Exception as problem:  # a cache that is damaged, or that nobody may write to
+            LOG.debug("the compiled loop is not cached: %s", problem)
+            loop = _few_rows_loop(cache=False)
+        if numba.threading_layer() != "workqueue":
             _LOOP.append(loop)
 
 
@@ -132,13 +138,14 @@ def few_rows(x: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor |
     return y
 
 
-def _few_rows_loop() -> Callable[..., None]:
+def _few_rows_loop(cache: bool) -> Callable[..., None]:
+    """The loop, compiled; numba keeps it in its folder with `cache`, by version and processor."""
     import numba
 
     numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
 
     # fastmath: sums in any order, as in every other product. Four rows share what was read.
-    @numba.njit(parallel=True, fastmath=True)  # type: ignore[untyped-decorator]
+    @numba.njit(parallel=True, fastmath=True, cache=cache)  # type: ignore[untyped-decorator]
     def loop(weight: Any, scales: Any, x: Any, y: Any) -> None:
         rows, size = x.shape
         for out in numba.prange(weight.shape[0]):
@@ -159,6 +166,8 @@ def _few_rows_loop() -> Callable[..., None]:
                     a += np.float32(weight[out, i]) * x[row, i]
                 y[row, out] = a * scale
 
+    one = np.ones((1, 1), dtype=np.float32)
+    loop(one, NO_SCALES, one, one.copy())
     return cast(Callable[..., None], loop)
 
 
