@@ -6,8 +6,9 @@ import pytest
 
 from results import write_comparison
 from suri.reading import read_json_lines
+from suri.recipe import Recipe
 from suri.study.captures import captures, shortened
-from suri.study.process import RECORD, Failed, run_module
+from suri.study.process import RECORD, Failed, run_module, train
 
 
 def run(tmp_path, monkeypatch, text):
@@ -20,6 +21,19 @@ def run(tmp_path, monkeypatch, text):
 def test_what_a_process_prints_is_kept(tmp_path, monkeypatch):
     run(tmp_path, monkeypatch, "import sys; print(sys.argv[1]); print('loud', file=sys.stderr)")
     assert set((tmp_path / "kept" / "terminal.txt").read_text().split()) == {"seven", "loud"}
+
+
+def test_a_finished_training_is_not_started_again(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "result.json").write_text("{}")
+    place = tmp_path / "work"
+    recipe = Recipe(base_model="nowhere", output_dir=str(tmp_path / "run"))
+    train(recipe, place, what="the training", results=tmp_path)
+    assert not place.exists()
+    (tmp_path / "run" / "result.json").unlink()
+    with pytest.raises(Failed):  # of no such model: this time it was started
+        train(recipe, place, what="the training", results=tmp_path)
+    assert (place / "terminal-1.txt").is_file()
 
 
 def test_that_it_ran_is_noted_with_its_command_time_and_exit_code(tmp_path, monkeypatch):
