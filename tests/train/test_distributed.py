@@ -287,7 +287,9 @@ def test_the_launcher_stops_all_when_one_is_killed_or_it_is_asked_to(
         folder = tmp_path / number.name / "run"
         folder.parent.mkdir()
         recipe = recipe_for(tiny, rows, folder, device="cpu", save_steps=2, num_epochs=300, gpus=2)
-        process = launched(command(recipe))
+        temporary = folder.parent / "temporary"
+        temporary.mkdir()
+        process = launched(command(recipe), {"TMPDIR": str(temporary)})
         wait_for_step(folder, 4)
         ranks = children(process.pid)
         assert len(ranks) == 2
@@ -304,6 +306,7 @@ def test_the_launcher_stops_all_when_one_is_killed_or_it_is_asked_to(
         saved = len(metrics(folder, "train/loss"))
         assert saved >= 4
         assert can_go_on(folder)
+        assert not list(temporary.glob("*ranks*")) and not list(temporary.glob("torchelastic*"))
 
 
 @pytest.mark.slow
