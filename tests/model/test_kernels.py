@@ -34,6 +34,22 @@ from suri.model import kernels
 kernels.compile_few_rows()
 print(sum(kernels._LOOP[0].stats.cache_hits.values()))
 """
+COUNT_THREADS = """
+import threading
+import torch
+torch.set_num_threads({threads})
+{first}
+from suri.model import kernels
+kernels.compile_few_rows()
+x, weight = torch.ones(1, 70), torch.ones(90, 70)
+assert kernels.few_rows(x, weight) is not None
+import numba
+found = [torch.get_num_threads(), numba.get_num_threads()]
+other = threading.Thread(target=lambda: found.append(numba.get_num_threads()))
+other.start()
+other.join()
+print(*found)
+"""
 
 
 @pytest.mark.slow
@@ -53,6 +69,20 @@ def test_the_compiled_loop_is_kept_and_made_again_where_it_is_damaged(tmp_path: 
     (index,) = tmp_path.rglob("*.nbi")
     index.write_bytes(index.read_bytes()[:20])
     assert hits() == "0"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "others"), [("", "1"), ("import numba", "3")])
+def test_the_compiled_loop_keeps_to_the_threads_that_torch_has(first: str, others: str) -> None:
+    need("numba")
+    variables = os.environ | {"OMP_NUM_THREADS": "3"}
+    if first:  # loaded by somebody else with a number of its own, it keeps that in other threads
+        variables["NUMBA_NUM_THREADS"] = others
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT_THREADS.format(threads=1, first=first)],
+        env=variables, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["1", "1", others], done.stderr
 
 
 @pytest.mark.slow

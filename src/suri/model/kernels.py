@@ -100,6 +100,8 @@ def compile_few_rows() -> None:
     if _LOOP or _FORKED:
         return
     with suppress(ImportError):
+        if "numba" not in sys.modules:  # all cores otherwise, whatever torch was allowed
+            os.environ.setdefault("NUMBA_NUM_THREADS", str(torch.get_num_threads()))
         import numba
 
         numba.config.CACHE_DIR = numba.config.CACHE_DIR or str(cache_folder() / "numba")
@@ -142,7 +144,9 @@ def _few_rows_loop(cache: bool) -> Callable[..., None]:
     """The loop, compiled; numba keeps it in its folder with `cache`, by version and processor."""
     import numba
 
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    torch.set_num_threads(threads)  # numba's start sets OpenMP, and so torch, to its own number
 
     # fastmath: sums in any order, as in every other product. Four rows share what was read.
     @numba.njit(parallel=True, fastmath=True, cache=cache)  # type: ignore[untyped-decorator]
