@@ -306,7 +306,8 @@ def test_the_launcher_stops_all_when_one_is_killed_or_it_is_asked_to(
         saved = len(metrics(folder, "train/loss"))
         assert saved >= 4
         assert can_go_on(folder)
-        assert not list(temporary.glob("*ranks*")) and not list(temporary.glob("torchelastic*"))
+        assert not list(temporary.glob("suri-ranks-*"))
+        assert not list(temporary.glob("torchelastic_*"))
 
 
 @pytest.mark.slow
