@@ -38,8 +38,9 @@ LLAMA3_ROPE = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole commands come first: they take longest, and none shall be waited for in the end."""
-    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+    """Whole commands and the page come first: none of the longest shall be waited for at the end."""
+    first = [Path(__file__).parent, Path(__file__).parent / "web"]
+    items.sort(key=lambda item: first.index(item.path.parent) if item.path.parent in first else 2)
 
 
 def missing(reason: str) -> NoReturn:

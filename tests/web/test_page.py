@@ -117,9 +117,14 @@ def browser(tmp_path_factory):
 @pytest.fixture
 def page(browser, address):
     browser.get(address)
-    until(lambda: browser.find_elements("css selector", "#instruction textarea"))
-    until(lambda: any(b.is_enabled() for b in browser.find_elements("css selector", "#answer")))
+    until_ready(browser)
     return browser
+
+
+def until_ready(page):
+    """Wait for the chat's elements, and for their being alive."""
+    until(lambda: page.find_elements("css selector", "#instruction textarea"))
+    until(lambda: any(b.is_enabled() for b in page.find_elements("css selector", "#answer")))
 
 
 def until(condition, patience=PATIENCE_SECONDS):
@@ -685,7 +690,7 @@ def test_suri_serve_shows_the_page_beside_the_api(tiny, browser, tmp_path):
         for box in browser.find_elements("css selector", "form input, .wrap input, input"):
             box.send_keys("fleece")
         find(browser, "button.primary, button.lg").click()
-        until(lambda: browser.find_elements("css selector", "#instruction textarea"))
+        until_ready(browser)
         ask(browser, "Say it.")
         until(lambda: "tokens/s" in find(browser, "#facts").text)
 
