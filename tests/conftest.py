@@ -38,7 +38,7 @@ LLAMA3_ROPE = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole commands and the page come first: none of the longest shall be waited for at the end."""
+    """Whole commands and the page come first: the longest shall not be waited for at the end."""
     first = [Path(__file__).parent, Path(__file__).parent / "web"]
     items.sort(key=lambda item: first.index(item.path.parent) if item.path.parent in first else 2)
 
