@@ -1,5 +1,6 @@
 # Suri with its page, its API and its embedded base; no root. How to use it: docs/howto.md.
 FROM python:3.11-slim
+RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid 1000 suri && install --directory --owner suri /home/suri/work
 WORKDIR /build
 

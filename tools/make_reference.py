@@ -139,8 +139,9 @@ def section(command: list[str], title: str, says: str) -> str:
     rows = list(flags_of(parsed))
     if any(row.inherited for row in rows):
         lines += ["Every setting of [`suri train`](#suri-train), and:", ""]
-    lines += ["| | default | |", "|---|---|---|"]
-    lines += [f"| `{r.name}` | {r.default} | {r.meaning} |" for r in rows if not r.inherited]
+    if own := [row for row in rows if not row.inherited]:
+        lines += ["| | default | |", "|---|---|---|"]
+        lines += [f"| `{row.name}` | {row.default} | {row.meaning} |" for row in own]
     return "\n".join(lines) + "\n"
 
 

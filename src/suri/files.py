@@ -134,10 +134,15 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SURI_CACHE") or Path(home) / "suri")
 
 
+def free_space(folder: Path) -> int:
+    """Bytes free on the disk on which `folder` lies, or would lie."""
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    return shutil.disk_usage(existing).free
+
+
 def need_space(folder: Path, needed_bytes: int, purpose: str) -> None:
     """Raise DoesNotFit when the disk under `folder` has less than `needed_bytes` free."""
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(existing).free
+    free = free_space(folder)
     if free < needed_bytes:
         raise DoesNotFit(
             f"{purpose} needs {readable_bytes(needed_bytes)} on the disk of {folder}",

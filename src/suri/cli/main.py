@@ -24,6 +24,7 @@ VERBS = {
     "compare": ("study:run_compare", "base, adapter, merges, 8 and 4 bits side by side"),
     "study": ("study:run_study", "LoRA, 8-bit and QLoRA over sizes of data"),
     "report": ("study:run_report", "write a comparison's or a study's report again"),
+    "doctor": ("doctor:run", "what this machine can do, and what would mend what it cannot"),
     "data": ("data:run", "check rows, see what is learned of them, make the bundled ones"),
 }
 THREADS = {

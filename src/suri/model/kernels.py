@@ -91,14 +91,14 @@ def int8_product(x: Tensor, weight: Tensor) -> Tensor:
     return torch._int_mm(x, weight)
 
 
-def compile_few_rows() -> None:
+def compile_few_rows() -> bool:
     """Have the loop of `few_rows` compiled, or taken from this machine's cache of an earlier time.
 
-    Does nothing where numba is not installed, or has no threads but its own, whose handing over
-    takes longer than is gained.
+    Returns whether there is one: not where numba is not installed, or has no threads but its own,
+    whose handing over takes longer than is gained.
     """
     if _LOOP or _FORKED:
-        return
+        return bool(_LOOP)
     with suppress(ImportError):
         if "numba" not in sys.modules:  # all cores otherwise, whatever torch was allowed
             os.environ.setdefault("NUMBA_NUM_THREADS", str(torch.get_num_threads()))
@@ -112,6 +112,7 @@ def compile_few_rows() -> None:
             loop = _few_rows_loop(cache=False)
         if numba.threading_layer() != "workqueue":
             _LOOP.append(loop)
+    return bool(_LOOP)
 
 
 def _lose_threads() -> None:

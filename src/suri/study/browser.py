@@ -25,8 +25,7 @@ def picture_of_chat(run: Path, record: Record, folder: Path) -> str:
     The page runs in a process of its own and is asked as a person asks it. Returns why there is
     no picture, or "" where there is one.
     """
-    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
-    browser, driver = next(filter(None, found), None), shutil.which("chromedriver")
+    browser, driver = browser_and_driver()
     if not (browser and driver):
         return "no browser here (chromium and chromedriver)"
     try:
@@ -43,6 +42,12 @@ def picture_of_chat(run: Path, record: Record, folder: Path) -> str:
     except (SuriError, WebDriverException, OSError) as problem:
         return str(problem).splitlines()[0]
     return ""
+
+
+def browser_and_driver() -> tuple[str | None, str | None]:
+    """The programs that a picture needs, where this machine has them."""
+    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
+    return next(filter(None, found), None), shutil.which("chromedriver")
 
 
 def _ask(window: Any, record: Record) -> None:
