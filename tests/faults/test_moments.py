@@ -181,6 +181,20 @@ def test_where_a_run_started_decides_its_first_loss(mine, whole):
     assert before != pytest.approx(result(whole)["base_loss"], rel=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("named", "kept"), [("alpaca", "mine"), ("vigogne", "vigogne")])
+def test_a_start_brings_its_prompt_unless_another_is_named(mine, whole, tmp_path, named, kept):
+    start = shutil.copytree(whole, tmp_path / "start")
+    texts = {"name": "mine", "prompt_input": "Q: {instruction} {input} A:",
+             "prompt_no_input": "Q: {instruction} A:"}  # fmt: skip
+    (start / "prompt.json").write_text(json.dumps(texts))
+    given = replace(mine, start_from=str(start), prompt_template_name=named, max_steps=1)
+    assert run(given) == 0
+    saved = json.loads((Path(mine.output_dir) / "prompt.json").read_text())
+    assert saved["name"] == kept
+    assert (saved["prompt_no_input"] == texts["prompt_no_input"]) == (kept == "mine")
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

@@ -139,7 +139,6 @@ def test_what_is_offered_instead_would_fit() -> None:
 def test_sizes_as_people_write_them() -> None:
     assert parse_memory("40GB") == 40_000_000_000
     assert parse_memory(" 23.5 GiB ") == round(23.5 * 2**30)
-    assert parse_memory("1000") == 1000
-    for wrong in ("40 gigs", "-3GB", "", "GB", "nan", "1e999GB"):
+    for wrong in ("40", "40 gigs", "-3GB", "", "GB", "nan", "1e999GB"):
         with pytest.raises(UsageError, match="is not a size"):
             parse_memory(wrong)

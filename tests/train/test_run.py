@@ -166,7 +166,10 @@ def test_resume_is_bit_identical(
     with pytest.raises(Preempted, match="after step 7 of"):
         train(small, stop_in_step_eight, no_answers)
     assert not (cut / "result.json").exists()
-    train(Recipe(output_dir=str(cut), resume=True), silent, no_answers)
+    spent = json.loads((cut / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]
+    resumed = train(Recipe(output_dir=str(cut), resume=True), silent, no_answers)
+    assert resumed["total_seconds"] > max(spent, resumed["train_seconds"])
+    assert resumed["peak_memory_bytes"] >= max(metrics(cut, "memory/peak_bytes"))
     same = train(replace(small, output_dir=str(tmp_path / "same")), silent, no_answers)
     first, second = (load_file(p / WEIGHTS_FILE) for p in (cut, tmp_path / "same"))
     assert all(torch.equal(first[name], second[name]) for name in second)

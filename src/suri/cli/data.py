@@ -168,7 +168,7 @@ def _print_report(report: Any, settings: Check) -> None:
             f"[bold]{fix}[/]: {report.fixed:,} rows; {report.changes:,} changes "
             f"listed in {fix}.changes.txt"
         )
-    elif findings.warned or findings.fatal:
+    elif report.usable and (findings.warned or findings.fatal):
         console.print(f"mend what can be mended: suri data check {source} --fix OUT.json")
 
 
@@ -200,7 +200,8 @@ def _print_lengths(console: Console, lengths: dict[str, Any]) -> None:
         table.add_row(*(f"{number:,}" for number in cost.values()))
     console.print(table)
     console.print(
-        f"--cutoff_len {lengths['cutoff_that_keeps_99_percent']} leaves 99 % of the rows whole"
+        f"--cutoff_len {lengths['cutoff_that_keeps_99_percent']} leaves at least 99 % of the rows "
+        "whole"
     )
 
 

@@ -1,6 +1,7 @@
 """`suri chat` (alpaca-lora's generate.py) and `suri serve`: a model on a port, as page or API."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -113,14 +114,16 @@ def run_serve(argv: list[str]) -> None:
         from suri.web.serve import serve_api
     except ImportError as problem:
         _explain(problem, "the API", "serve")
-    serve_api(
-        _opened(asked, adapters),
-        Limits(asked.max_tokens, asked.max_prompt_tokens, asked.queue),
-        server_name=asked.server_name,
-        port=asked.port,
-        password=asked.password,
-        runs=asked.runs_folder if asked.page and find_spec("gradio") else None,
-    )
+    served = _opened(asked, adapters)
+    with suppress(KeyboardInterrupt):  # the end that was announced
+        serve_api(
+            served,
+            Limits(asked.max_tokens, asked.max_prompt_tokens, asked.queue),
+            server_name=asked.server_name,
+            port=asked.port,
+            password=asked.password,
+            runs=asked.runs_folder if asked.page and find_spec("gradio") else None,
+        )
 
 
 def model_names(asked: Asked) -> tuple[str, str]:

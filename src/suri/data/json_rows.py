@@ -30,6 +30,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row if len(row) == len(pairs) else Doubled(row)
 
 
+REST = "what follows was not read"
+"""Said where a list breaks: records after that place cannot be found safely."""
 DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=Number, parse_float=Number)
 
 
@@ -87,17 +89,16 @@ def _json_list(stream: BinaryIO, findings: Findings) -> Rows:
         for number, value in enumerate(text.values(), start=1):
             yield f"record {number}", value
     except json.JSONDecodeError as problem:
-        findings.add("not-json", text.where(problem.pos), found=problem.msg)
+        findings.add("not-json", text.where(problem.pos), found=f"{problem.msg}; {REST}")
     except UnicodeDecodeError as problem:
         before = problem.object[: problem.start].count(b"\n")
         line = text.line + text.buffer.count("\n") + before
-        findings.add(
-            "not-utf8", f"line {line}", found=f"byte 0x{problem.object[problem.start]:02x}"
-        )
+        byte = f"byte 0x{problem.object[problem.start]:02x}"
+        findings.add("not-utf8", f"line {line}", found=f"{byte}; {REST}")
     except RecursionError:
-        findings.add("too-deep", f"record {number + 1}")
+        findings.add("too-deep", f"record {number + 1}", found=REST)
     except OverflowError:
-        findings.add("too-long", f"record {number + 1}")
+        findings.add("too-long", f"record {number + 1}", found=REST)
 
 
 class _Text:

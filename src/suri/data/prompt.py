@@ -116,7 +116,12 @@ def _read(path: Path) -> Prompt:
         return saved_chat_prompt(value, path)
     problems = list(_problems(value))
     if problems:
-        raise Corrupt(f"{path} is not a prompt template", found="; ".join(problems))
+        raise Corrupt(
+            f"{path} is not a prompt template",
+            found="; ".join(problems),
+            do='write {"prompt_input": "… {instruction} … {input} …", '
+            '"prompt_no_input": "… {instruction} …"}',
+        )
     name, later = str(value.get("name") or path.stem), value.get("next_turn", "")
     return TextPrompt(name, value["prompt_input"], value["prompt_no_input"], later)
 

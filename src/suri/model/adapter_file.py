@@ -100,7 +100,9 @@ def read_adapter(folder: Path, *, dora: bool = False) -> Adapter:
         raise UsageError(
             f"{folder} is not an adapter",
             found=f"no {CONFIG_FILE} in it" if folder.is_dir() else "no such folder",
-            do="give the output_dir of a finished training",
+            do=f"suri train --resume --output_dir {folder} finishes the training in it"
+            if (folder / "recipe.toml").is_file()
+            else "give the output_dir of a finished training",
         )
     config = read_object(folder / CONFIG_FILE)
     _check_settings(folder, config, dora)

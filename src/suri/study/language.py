@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -39,6 +39,11 @@ def tr(name: str, /, **values: Any) -> str:
     known = texts().get(name)
     text = known[LANGUAGES.index(_language.get())] if known else _from_elsewhere(name)
     return text.format(**values) if values else text
+
+
+def listed(parts: Iterable[str]) -> str:
+    """Several of a kind in a row, with the language's own mark between them."""
+    return ("、" if _language.get() == "zh" else ", ").join(parts)
 
 
 def _from_elsewhere(text: str) -> str:

@@ -8,7 +8,7 @@ from suri.recipe import Recipe, settings_of
 from suri.study.blocks import Block, Field, Points, Section, Statements, Table, Text
 from suri.study.captures import MOST_LINES, captures
 from suri.study.figures import Bar, Panel
-from suri.study.language import names_in, tr
+from suri.study.language import listed, names_in, tr
 from suri.study.listing import listing
 from suri.study.measures import Measure
 from suri.study.statements import Statement
@@ -63,7 +63,7 @@ def settings_section(recipe: Mapping[str, Any], environments: Mapping[str, Any])
     head = (tr("Setting"), tr("Here"), tr("Default"))
     tables = [Table(head, rows, tr("Recipe: settings that were changed"))]
     tables += [pairs_table(values, title) for title, values in environments.items()]
-    unchanged = ", ".join(
+    unchanged = listed(
         f"{name} {plain(value)}" for name, value in recipe.items() if name not in changed
     )
     left = tr("Settings left as they are: {settings}.", settings=unchanged)
@@ -88,7 +88,7 @@ def plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
-        return ", ".join(str(part) for part in value)
+        value = ", ".join(str(part) for part in value)
     return "–" if value == "" or value is None else str(value)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from suri.recipe import EMBEDDED
 from suri.study.intervals import FEWEST_RUNS, Interval, interval_of
-from suri.study.language import tr
+from suri.study.language import listed, tr
 from suri.study.measures import (
     ADAPTER,
     MEASURES,
@@ -61,7 +61,7 @@ def quality_statements(summary: Mapping[str, Any], ours: Sequence[str]) -> list[
 def _equal(summary: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> Statement:
     """The measures in which two ways are equal on every row."""
     ours, theirs = _labels(summary, found[0])
-    measures = ", ".join(tr(MEASURES[one["measure"]].label) for one in found)
+    measures = listed(tr(MEASURES[one["measure"]].label) for one in found)
     size = size_of(interval_of(found[0]))
     text = tr("equal_on_every_row", measure=measures, ours=ours, theirs=theirs, size=size)
     return Statement(text, is_claim=True)
@@ -170,7 +170,7 @@ def _costs(found: Mapping[str, Any]) -> Iterator[Statement]:
         "runs": tr("{count} runs each", count=runs) if runs > 1 else tr("one run each"),
     }
     if found["unequal"]:
-        text = tr("not_compared", what=", ".join(found["unequal"]), **names)
+        text = tr("not_compared", what=listed(found["unequal"]), **names)
         yield Statement(text, is_claim=False)
         return
     for name, (what, pairs) in SPEED_UPS.items():

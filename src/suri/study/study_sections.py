@@ -6,7 +6,7 @@ from typing import Any
 
 from suri.study.blocks import Block, Figure, Section, Statements, Table, Text, Tile, Tiles
 from suri.study.figures import Line, bar_figure, line_figure
-from suri.study.language import tr
+from suri.study.language import listed, tr
 from suri.study.measures import COSTS, MEASURES, Measure, method_label, number
 from suri.study.sections import (
     analysis_section,
@@ -71,9 +71,9 @@ def _overview(summary: Summary) -> Section:
     )
     text = tr(
         "study_overview",
-        methods=", ".join(methods),
-        sizes=", ".join(f"{rows:,}" for rows in plan["rows"]),
-        seeds=", ".join(map(str, plan["seeds"])),
+        methods=listed(methods),
+        sizes=listed(f"{rows:,}" for rows in plan["rows"]),
+        seeds=listed(map(str, plan["seeds"])),
         varied=varied,
         rows=summary["held_out_rows"],
     )

@@ -11,7 +11,7 @@ from typing import Any
 from suri.data.records import read_records
 from suri.data.skills import is_correct
 from suri.errors import Preempted, SuriError
-from suri.files import append_json_line, write_json
+from suri.files import append_json_line, readable_bytes, write_json
 from suri.locks import holding
 from suri.manifest import MANIFEST, check_manifest
 from suri.reading import read_json_lines, read_object, well_formed
@@ -70,7 +70,11 @@ def run_plan(
         say(f"{len(trials)} trials; held equal for the methods of one size and seed:")
         for name, value in equal.items():
             say(f"  {name}: {value}")
+        for name, size in budget["memory"].items():
+            say(f"memory needed with --quantize {name}: {readable_bytes(size)}")
         if only_check:
+            for trial in trials:
+                say(f"  {trial.name}")
             return folder
         ended: dict[str, dict[str, Any]] = {}
         for one in on.carry_out(trials, folder, say):

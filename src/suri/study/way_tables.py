@@ -97,7 +97,7 @@ def _with_agreement(ways: Ways) -> Ways:
 def certificates(summary: Summary) -> list[Table]:
     """The checks of every merge, and what they found."""
     head = [tr(name) for name in ("Check", "Found", "Limit", "Result")]
-    verdicts = {True: "PASS", False: "FAIL"}
+    verdicts = {True: tr("PASS"), False: tr("FAIL")}
     tables = []
     for name, certificate in summary["certificates"].items():
         rows = [

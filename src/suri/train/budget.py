@@ -217,8 +217,8 @@ def refuse_what_does_not_fit(
 
 
 def parse_memory(text: str) -> int:
-    """`40GB`, `23.5 GiB` or a number of bytes; raises UsageError for anything else."""
-    units = {"": 1, "b": 1, "mb": 1e6, "gb": 1e9, "tb": 1e12, "mib": 2**20, "gib": 2**30}
+    """`40GB` or `23.5 GiB`; raises UsageError for anything else."""
+    units = {"b": 1, "mb": 1e6, "gb": 1e9, "tb": 1e12, "mib": 2**20, "gib": 2**30}
     stripped = text.strip().lower()
     digits = stripped.rstrip("abcdefghijklmnopqrstuvwxyz ")
     try:

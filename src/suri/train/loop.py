@@ -61,6 +61,7 @@ class Run:
         self.progress = Progress()
         self.spikes = Spikes()
         self.began = time.perf_counter()
+        self.earlier_seconds = 0.0  # that processes before this one trained
 
     def train_all(self) -> Progress:
         """Run every step that is left; returns where the run stands at its end."""
@@ -68,7 +69,8 @@ class Run:
         self.listen("start", {"steps": self.plan.steps, "step": self.progress.step})
         # A launcher may pass on what the system sends to all, so that it comes twice.
         with stop_requests(insistent=not is_rank()) as stop:
-            self.began = time.perf_counter() - self.progress.seconds
+            self.earlier_seconds = self.progress.seconds
+            self.began = time.perf_counter() - self.earlier_seconds
             self._evaluate_if_due(stop)
             while self.progress.step < self.plan.steps and not self._has_stalled():
                 step = self.progress.step + 1

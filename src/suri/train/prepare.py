@@ -151,8 +151,15 @@ def _check_alike(given: Adapter, fresh: Adapter, place: Path) -> None:
         raise UsageError(
             f"the run cannot start from {place}",
             found="; ".join(differing),
-            do="give this run the adapter's settings",
+            do=f"give this run the adapter's settings{_base_of(given, fresh)}",
         )
+
+
+def _base_of(given: Adapter, fresh: Adapter) -> str:
+    """The flag that names an adapter's base, where that is another one."""
+    name = given.base.get("name", "")
+    same = given.base.get("fingerprint") == fresh.base["fingerprint"]
+    return f", --base_model {name} first of all" if name and not same else ""
 
 
 def _each(adapter: Adapter, of: Callable[[str], float]) -> str:
@@ -161,8 +168,15 @@ def _each(adapter: Adapter, of: Callable[[str], float]) -> str:
 
 
 def _prompt(recipe: Recipe, tokenizer: Tokenizer) -> Prompt:
-    """The prompt of the recipe; a run that goes on keeps its own, whose file may have changed."""
-    folder = Path(recipe.output_dir)
-    if goes_on(recipe) and (folder / PROMPT_FILE).is_file():
-        return read_prompt(folder)
+    """The prompt of the recipe, or of what is gone on with.
+
+    A run that goes on keeps its own, whose file may have changed; one that begins with an adapter
+    keeps that one's, unless another template is named.
+    """
+    folders = [Path(recipe.output_dir)] if goes_on(recipe) else []
+    if recipe.start_from and recipe.prompt_template_name == Recipe.prompt_template_name:
+        folders.append(Path(recipe.start_from))
+    for folder in folders:
+        if (folder / PROMPT_FILE).is_file():
+            return read_prompt(folder)
     return find_prompt(recipe.prompt_template_name, tokenizer)

@@ -18,6 +18,7 @@ from suri.files import disk_errors_explained, write_json
 from suri.locks import claiming
 from suri.model.adapter import Adapter
 from suri.model.adapter_file import CONFIG_FILE, WEIGHTS_FILE, write_adapter
+from suri.reading import read_json_lines
 from suri.recipe import Recipe
 from suri.train.budget import ON_CPU
 from suri.train.checkpoint import Progress
@@ -29,6 +30,7 @@ from suri.train.machine import peak_memory_bytes
 from suri.train.prepare import Prepared, prepare, start_adapter
 from suri.train.run_folder import (
     BASE,
+    METRICS,
     START,
     after_restart,
     finish_run,
@@ -103,14 +105,21 @@ def _train(recipe: Recipe, listen: Listener, answerer: Answerer, ranks: Ranks) -
     result = _result(made, progress) | {
         "stopped_early": progress.step < run.plan.steps,
         "memory_estimate": planned.estimate.as_json() if planned else None,
-        "peak_memory_bytes": int(ranks.most(peak_memory_bytes(made.device))[0]),
+        "peak_memory_bytes": max(
+            int(ranks.most(peak_memory_bytes(made.device))[0]), *_peaks(folder)
+        ),
         "facts": _facts(run, adapter) | {"processes": ranks.count},
-        "total_seconds": round(time.perf_counter() - began, 3),
+        "total_seconds": round(time.perf_counter() - began + run.earlier_seconds, 3),
     }
     if ranks.first:
         _publish_adapter(folder, engine, progress)
         finish_run(folder, made.recipe, result)
     return result
+
+
+def _peaks(folder: Path) -> list[int]:
+    """Peak memory after each step, also of processes before this one."""
+    return [line.get("memory/peak_bytes", 0) for line in read_json_lines(folder / METRICS)]
 
 
 def _facts(run: Run, adapter: Adapter) -> dict[str, Any]:
@@ -172,7 +181,8 @@ def _notes(made: Prepared) -> list[str]:
     """What a user should hear about the settings and the data before the run."""
     recipe, rows, encoded, notes = made.recipe, made.rows, made.encoded, []
     if recipe.start_from:
-        notes.append(f"begins with the weights of {recipe.start_from}, all else anew")
+        start = f"the weights of {recipe.start_from} and the prompt {made.prompt.name}"
+        notes.append(f"begins with {start}, all else anew")
     if not recipe.add_eos_token:
         notes.append("add_eos_token False: the end-of-text token is learned all the same")
     warnings = {kind: count for kind, count in rows.facts["warnings"].items() if count}

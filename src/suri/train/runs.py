@@ -54,12 +54,19 @@ class RunEntry:
         found = {
             "base_loss": evaluated[0] if evaluated else None,
             "held_out_loss": min(evaluated[1:], default=None),
+            "steps": self._most("step"),
+            "train_seconds": self._most("seconds"),
+            "peak_memory_bytes": self._most("memory/peak_bytes"),
         } | dict(self.result)
         names = (
             "base_loss", "held_out_loss", "steps", "rows", "tokens", "train_seconds",
             "total_seconds", "tokens_per_second", "peak_memory_bytes",
         )  # fmt: skip
         return {name: value for name in names if (value := found.get(name)) is not None}
+
+    def _most(self, name: str) -> float | None:
+        """The largest of a figure of its steps."""
+        return max((line[name] for line in self.metrics if name in line), default=None)
 
 
 def read_run(folder: Path) -> RunEntry:

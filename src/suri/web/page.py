@@ -70,7 +70,7 @@ def _settings(password: str) -> dict[str, Any]:
         "theme": theme, "css_paths": Path(__file__).with_name("page.css"),
         "js": Path(__file__).with_name("page.js").read_text(encoding="utf-8"),
         "max_file_size": "100mb", "footer_links": [], "run_history": False,
-        "enable_monitoring": False, **(asks if password else {}),
+        "enable_monitoring": False, "ssr_mode": False, **(asks if password else {}),
     }  # fmt: skip
 
 

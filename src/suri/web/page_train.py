@@ -156,12 +156,13 @@ class Trainer:
         said = block(self.runs.said(name))
         if not run:
             return line(self.say(state)) + said
-        shown = line(f"{self.say(state)} {self._progress(run)}") + curves(losses(run, "", self.say))
+        shown = line(f"{self.say(state)} {self._progress(run, state)}")
+        shown += curves(losses(run, "", self.say))
         names = ("instruction", "input", "answer", "expected")
         shown += self.say.table("sample_heads", [[s[n] for n in names] for s in run.samples])
         return shown + ("" if run.result else said)
 
-    def _progress(self, run: RunEntry) -> str:
+    def _progress(self, run: RunEntry, state: str) -> str:
         last = next((m for m in reversed(run.metrics) if "train/loss" in m), None)
         if not last:
             return ""
@@ -170,7 +171,7 @@ class Trainer:
         return self.say(
             "progress", step=last["step"], steps=all_steps, loss=f"{last['train/loss']:.3f}",
             speed=f"{last['train/tokens_per_second']:.0f}",
-            left="" if run.result else self.say("left", time=self.say.again(left)),
+            left="" if state != "running" else self.say("left", time=self.say.again(left)),
             memory=readable_bytes(last["memory/peak_bytes"]),
         )  # fmt: skip
 
