@@ -67,10 +67,14 @@ def _clear(folder: Path, overwrite: bool) -> None:
         )
     if not overwrite:
         finished = (folder / RESULT).is_file()
+        further = (
+            f"--start_from {folder} with another --output_dir trains its adapter further"
+            if finished
+            else f"`suri train --resume --output_dir {folder}` goes on"
+        )
         raise UsageError(
             f"{folder} holds a run that is {'finished' if finished else 'not finished'}",
-            do="--overwrite starts anew"
-            + ("" if finished else f"; `suri train --resume --output_dir {folder}` goes on"),
+            do=f"--overwrite starts anew; {further}",
         )
     for name in OURS:
         (folder / name).unlink(missing_ok=True)
