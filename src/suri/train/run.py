@@ -102,12 +102,11 @@ def _train(recipe: Recipe, listen: Listener, answerer: Answerer, ranks: Ranks) -
         listen("note", {"text": expected_time(made, engine.decoder, ranks.count)})
     run = Run(made, folder, engine, lambda: _sample(made, engine), listen, ranks)
     progress = run.train_all()
+    peak = int(ranks.most(peak_memory_bytes(made.device))[0])
     result = _result(made, progress) | {
         "stopped_early": progress.step < run.plan.steps,
         "memory_estimate": planned.estimate.as_json() if planned else None,
-        "peak_memory_bytes": max(
-            int(ranks.most(peak_memory_bytes(made.device))[0]), *_peaks(folder)
-        ),
+        "peak_memory_bytes": max(peak, *(_peaks(folder) if ranks.first else ()), 0),
         "facts": _facts(run, adapter) | {"processes": ranks.count},
         "total_seconds": round(time.perf_counter() - began + run.earlier_seconds, 3),
     }
