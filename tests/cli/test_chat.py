@@ -77,6 +77,7 @@ def test_a_port_in_use_gets_a_message(tiny):
     assert ended.returncode == 2
     assert f"error: the page cannot be served on 127.0.0.1:{port}" in ended.stderr
     assert f"--port {port + 1}" in ended.stderr
+    assert "GRADIO" not in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

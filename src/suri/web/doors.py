@@ -99,6 +99,7 @@ def unusable(what: str, server_name: str, port: int, problem: Exception) -> Usag
     """The error for an address that cannot be listened on."""
     return UsageError(
         f"the {what} cannot be served on {server_name}:{port}",
-        found=str(problem).splitlines()[0],
+        # What Gradio says after that names its own settings, not our flags.
+        found=str(problem).splitlines()[0].partition(". ")[0],
         do=f"choose another port: --port {port + 1}",
     )
