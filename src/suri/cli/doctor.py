@@ -126,29 +126,29 @@ def _extras() -> Iterator[Finding]:
     for extra, purpose in EXTRAS.items():
         needed = _needed(extra)
         unfit = [said for one in needed if (said := _unfit(one))]
-        lacking = "" if unfit else _lacks(extra)
+        lacking, remedy = ("", "") if unfit else _lacks(extra)
         if unfit:
             install = f'pip install "suri[{extra}]"'
             yield Finding("missing", extra, f"{purpose}: {', '.join(unfit)}", install)
         elif lacking:
-            here, _, do = lacking.partition("; ")
-            yield Finding("missing", extra, f"{purpose}: {here}", do)
+            yield Finding("missing", extra, f"{purpose}: {lacking}", remedy)
         else:
             yield Finding("ok", extra, purpose)
 
 
-def _lacks(extra: str) -> str:
-    """What an installed extra lacks besides packages, and after a semicolon what brings it."""
+def _lacks(extra: str) -> tuple[str, str]:
+    """What an installed extra lacks besides packages, and what brings it; empty for nothing."""
     if extra == "fast":
         from suri.model.kernels import compile_few_rows
 
-        return "" if compile_few_rows() else "finds no OpenMP; apt-get install libgomp1"
+        if not compile_few_rows():
+            return "finds no OpenMP", "apt-get install libgomp1"
     if extra == "pictures":
         from suri.study.browser import browser_and_driver
 
-        both = all(browser_and_driver())
-        return "" if both else "finds no browser; apt-get install chromium chromium-driver"
-    return ""
+        if not all(browser_and_driver()):
+            return "finds no browser", "apt-get install chromium chromium-driver"
+    return "", ""
 
 
 def _needed(extra: str) -> list[Requirement]:
