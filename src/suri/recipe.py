@@ -46,8 +46,7 @@ class Recipe:
     output_dir: str = "./lora-alpaca"
     """Run folder: the adapter in PEFT's format, metrics, recipe."""
     start_from: str = ""
-    """Adapter folder whose weights a new run begins with (optimizer, order and rate begin anew).
-    Its prompt is kept, unless prompt_template_name names another."""
+    """Adapter folder whose weights, and prompt where none is named, a new run begins with."""
     batch_size: int = 16
     """Rows per optimizer step. Never changed behind your back."""
     micro_batch_size: int = 0

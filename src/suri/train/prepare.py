@@ -171,7 +171,7 @@ def _prompt(recipe: Recipe, tokenizer: Tokenizer) -> Prompt:
     """The prompt of the recipe, or of what is gone on with.
 
     A run that goes on keeps its own, whose file may have changed; one that begins with an adapter
-    keeps that one's, unless another template is named.
+    keeps that one's, unless another template than the default is named.
     """
     folders = [Path(recipe.output_dir)] if goes_on(recipe) else []
     if recipe.start_from and recipe.prompt_template_name == Recipe.prompt_template_name:
