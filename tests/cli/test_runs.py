@@ -58,6 +58,11 @@ def test_an_unfinished_run_says_how_far_it_came(place, tmp_path):
     run = read_run(copy)
     assert run.state == f"step {json.loads(lines[3])['step']}, not finished"
     assert run.figures["base_loss"] == json.loads(lines[0])["eval/loss"]
+    done = [json.loads(line) for line in lines[:4]]
+    assert run.figures["steps"] == done[-1]["step"]
+    assert run.figures["train_seconds"] == done[-1]["seconds"]
+    peaks = [line["memory/peak_bytes"] for line in done if "memory/peak_bytes" in line]
+    assert run.figures["peak_memory_bytes"] == max(peaks)
 
 
 def test_what_is_no_run_is_passed_over_or_refused(place, tmp_path):

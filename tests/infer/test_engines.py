@@ -152,6 +152,11 @@ def test_wrong_folders_get_a_message(tmp_path, tiny, lora):
         open_model(str(tmp_path / "nowhere"))
     with pytest.raises(UsageError, match="is not an adapter"):
         open_model(str(tiny), lora_weights=str(tmp_path / "nowhere"))
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "recipe.toml").write_text("", encoding="utf-8")
+    with pytest.raises(UsageError) as refused:
+        open_model(str(tiny), lora_weights=str(tmp_path / "begun"))
+    assert f"suri train --resume --output_dir {tmp_path / 'begun'}" in refused.value.do
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "todo.txt").write_text("x", encoding="utf-8")
     with pytest.raises(UsageError, match=r"neither a model nor an adapter(.|\n)*todo.txt"):

@@ -12,6 +12,7 @@ import tomli_w
 from suri.data.records import Record, write_records
 from suri.data.skills import SKILLS
 from suri.errors import DoesNotFit, SuriError, UsageError
+from suri.files import readable_bytes
 from suri.recipe import Recipe, settings_of
 from suri.study.plan import Plan, trials_of, write_rows
 from suri.study.preflight import common_budget, with_budget
@@ -130,6 +131,13 @@ def test_a_check_runs_no_trial(plan, tmp_path):
     said = []
     run_plan(plan, tmp_path / "study", said.append, only_check=True)
     assert said[0] == "2 trials; held equal for the methods of one size and seed:"
+    found = json.loads((tmp_path / "study" / "data" / "budget.json").read_text())["memory"]
+    assert found.keys() == {"none"}
+    assert f"memory needed with --quantize none: {readable_bytes(found['none'])}" in said
+    names = [trial.name for trial in trials_of(plan, tmp_path / "study")]
+    assert [line.split("-")[:3] for line in said[-2:]] == [
+        f"  {name}".split("-")[:3] for name in names
+    ]
     assert not (tmp_path / "study" / "trials").exists()
 
 
