@@ -8,11 +8,13 @@ class SuriError(Exception):
     """
 
     exit_code = 2
+    remedy = ""
+    """What to do next where the message names nothing better."""
     told = False
     """Whether another process of the same run has said it."""
 
     def __init__(self, what: str, *, found: str = "", do: str = "") -> None:
-        self.what, self.found, self.do = what, found, do
+        self.what, self.found, self.do = what, found, do or self.remedy
         super().__init__("\n".join(self.lines()))
 
     def lines(self) -> list[str]:
@@ -56,6 +58,7 @@ class Corrupt(SuriError):
     """A file that is not what its format, name or checksum promises (exit 6)."""
 
     exit_code = 6
+    remedy = "fetch it again from where it came, or make it again"
 
 
 class Preempted(SuriError):

@@ -19,7 +19,7 @@ def read_json(path: Path) -> Any:
     try:
         return _parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such file") from None
+        raise no_such(path, "file") from None
     except (ValueError, RecursionError) as problem:
         raise Corrupt(f"{path}: not readable as JSON", found=str(problem)) from None
 
@@ -50,7 +50,7 @@ def read_toml(path: Path, what: str, *tables: str) -> dict[str, Any]:
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such {what}") from None
+        raise no_such(path, what) from None
     except (ValueError, RecursionError) as problem:
         raise UsageError(f"{path}: not a TOML file", found=str(problem)) from None
     for name in tables:
@@ -67,6 +67,11 @@ def well_formed(path: Path, what: str = "what was written") -> Iterator[None]:
         yield
     except odd as problem:
         raise Corrupt(f"{path} is not {what}", found=repr(problem)[:200]) from problem
+
+
+def no_such(path: Path, what: str) -> UsageError:
+    """What is said of a path that leads nowhere: also from where it was followed."""
+    return UsageError(f"{path}: no such {what}", do=f"check the path; it means {path.absolute()}")
 
 
 def _parsed(text: str) -> Any:

@@ -11,7 +11,7 @@ import pytest
 from suri.cli.flags import parse
 from suri.cli.main import VERBS, find_verb, main, tidy
 from suri.cli.train import _short
-from suri.errors import UsageError
+from suri.errors import Corrupt, UsageError
 from suri.recipe import ALPACA_LORA, Recipe, recipe_from_toml, with_settings
 
 
@@ -171,6 +171,23 @@ def test_bad_settings_get_a_message(
         main(["train", *[word for pair in given.items() for word in pair]])
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_path_that_leads_nowhere_says_from_where_it_was_followed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for words in (
+        ["train", "--recipe", "my.toml"], ["study", "my.toml"], ["data", "check", "my.json"],
+        ["runs", "my-runs"],
+    ):  # fmt: skip
+        with pytest.raises(SystemExit):
+            main(words)
+        assert f"check the path; it means {tmp_path / words[-1]}" in capsys.readouterr().err
+
+
+def test_a_damaged_file_says_what_to_do_unless_something_better_is_known():
+    assert Corrupt("x is cut").do == "fetch it again from where it came, or make it again"
+    assert Corrupt("x is cut", do="ask for it").lines()[-1] == "  do:    ask for it"
+    assert UsageError("no").lines() == ["no"]
 
 
 def test_too_little_space_is_said_before_the_run(

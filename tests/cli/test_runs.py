@@ -1,15 +1,19 @@
 """`suri runs`: finding runs, choosing among them, and two side by side."""
 
 import json
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
 from suri.cli.curve import two_curves
 from suri.cli.main import main as suri
+from suri.cli.runs import LEAVING, show_list
 from suri.data.records import Record, write_records
 from suri.errors import UsageError
 from suri.train.runs import differing, find_runs, read_run
 
+ALWAYS = ("run", "state", "method", "loss")
 ROWS = [Record("Say it.", f"{n}", f"x{n}") for n in range(12)]
 
 
@@ -81,8 +85,19 @@ def test_two_runs_differ_in_what_was_set_and_in_nothing_else(place):
     assert found == [("lora_r", 3, 5), ("seed", 1, 2)]
 
 
-def test_the_command_lists_and_sets_side_by_side(place, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "160")
+@pytest.mark.parametrize("width", [200, 64, 50])
+def test_a_narrow_terminal_shows_fewer_figures_and_wraps_no_line(place, width):
+    console = Console(width=width, file=StringIO(), highlight=False)
+    show_list(console, find_runs(place), place)
+    head, first, second, _, *note = console.file.getvalue().splitlines()
+    assert first.startswith("first ")
+    assert second.startswith("deep/er/second ")
+    left_out = " ".join("".join(note).split()).rpartition(": ")[2].split(", ") if note else []
+    assert left_out == list(LEAVING[: {200: 0, 64: 4, 50: 6}[width]])
+    assert {*head.split(), *left_out} == {*ALWAYS, *LEAVING}
+
+
+def test_the_command_lists_and_sets_side_by_side(place, capsys):
     suri(["runs", str(place)])
     shown = capsys.readouterr().out
     assert "deep/er/second" in shown

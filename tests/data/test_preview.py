@@ -83,4 +83,6 @@ def test_the_commands_show_rows_by_number(
     with pytest.raises(SystemExit) as caught:
         main(["data", "preview", str(rows), "--row", "9"])
     assert caught.value.code == 2
-    assert "has no row 9" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "has no row 9" in said
+    assert "choose --row from 1 to " in said

@@ -223,7 +223,8 @@ def preview(settings: Preview) -> None:
     if not wanted:
         findings.raise_if_fatal(settings.file)
         raise UsageError(
-            f"{settings.file} has no row {settings.row}", found=f"{findings.rows} rows"
+            f"{settings.file} has no row {settings.row}",
+            do=f"choose --row from 1 to {findings.rows}",
         )
     encoded = encode_records(wanted, tokenizer, prompt, rules)
     rows = [(each.row + 1 + first, pieces_of(each, tokenizer)) for each in encoded.examples]

@@ -1,6 +1,8 @@
 """`suri runs`: what was trained below a folder, and two runs side by side."""
 
+import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +10,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from suri.cli.curve import room_of, two_curves
@@ -16,6 +19,12 @@ from suri.errors import UsageError
 from suri.files import readable_bytes
 from suri.study.sections import plain
 from suri.train.runs import RunEntry, differing, find_runs, read_run, readable_figure
+
+PIPED = 500
+"""Columns where the output is no terminal: a line is a run then, for `grep` and `sort`."""
+NUMBERS = ("rows", "steps", "tok/s", "peak")
+LEAVING = ("when", "tok/s", "rows", "peak", "base", "steps")
+"""Columns that a narrow terminal does not show, the first to go first."""
 
 
 @dataclass(frozen=True)
@@ -33,30 +42,46 @@ class RunsCommand:
 def run(argv: list[str]) -> None:
     """Parse and run `suri runs`."""
     asked = parse(RunsCommand, argv, "suri runs")
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPED)
     if len(asked.places) == 2:
         _side_by_side(console, *(read_run(place) for place in asked.places))
     elif len(asked.places) == 1:
-        _list(console, find_runs(asked.places[0], asked.where), asked.places[0])
+        show_list(console, find_runs(asked.places[0], asked.where), asked.places[0])
     else:
         raise UsageError("give one folder to look below, or two run folders to set side by side")
 
 
-def _list(console: Console, runs: list[RunEntry], place: Path) -> None:
+def show_list(console: Console, runs: list[RunEntry], place: Path) -> None:
+    """One line for each run, with as many of its figures as the console has room for."""
     if not runs:
         console.print(f"no runs below {escape(str(place.resolve()))}")
         return
-    table = Table(box=None, pad_edge=False)
-    numbers = ("rows", "steps", "tok/s", "peak")
-    for name in ("run", "when", "state", "base", "method", "rows", "steps", "loss", *numbers[2:]):
-        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
-    for run in runs:
-        table.add_row(*map(escape, _row(run, place)))
+    rows = [_row(run, place) for run in runs]
+    unbounded = console.options.update(width=PIPED)
+    for count in range(len(LEAVING) + 1):
+        left_out = LEAVING[:count]
+        table = _table(rows, [name for name in rows[0] if name not in left_out])
+        if Measurement.get(console, unbounded, table).maximum <= console.width:
+            break
     console.print(table)
-    console.print(f"{len(runs)} runs; `suri runs ONE OTHER` sets two side by side")
+    console.print(
+        f"{len(runs)} run{'s' * (len(runs) > 1)}; `suri runs ONE OTHER` sets two side by side"
+    )
+    if left_out:
+        console.print(f"[dim]a wider terminal also shows: {', '.join(left_out)}[/]")
 
 
-def _row(run: RunEntry, place: Path) -> list[str]:
+def _table(rows: Sequence[Mapping[str, str]], names: Sequence[str]) -> Table:
+    """The columns that are named; nothing is wrapped while there is room."""
+    table = Table(box=None, pad_edge=False)
+    for name in names:
+        table.add_column(name, justify="right" if name in NUMBERS else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(row[name]) for name in names))
+    return table
+
+
+def _row(run: RunEntry, place: Path) -> dict[str, str]:
     figures, settings = run.figures, run.settings
     try:
         name = str(run.folder.relative_to(place))
@@ -65,18 +90,19 @@ def _row(run: RunEntry, place: Path) -> list[str]:
     before, after = (figures.get(name) for name in ("base_loss", "held_out_loss"))
     losses = "" if before is None or after is None else f"{before:.3f} → {after:.3f}"
     method = f"r{settings['lora_r']} {settings['quantize']}"
-    return [
-        name,
-        time.strftime("%m-%d %H:%M", time.localtime(run.started)),
-        run.state,
-        Path(str(settings["base_model"])).name,
-        method if settings["engine"] == "suri" else f"{method} {settings['engine']}",
-        f"{figures['rows']:,}" if "rows" in figures else "",
-        f"{figures['steps']:,}" if "steps" in figures else "",
-        losses,
-        f"{figures['tokens_per_second']:.0f}" if "tokens_per_second" in figures else "",
-        readable_bytes(figures["peak_memory_bytes"]) if "peak_memory_bytes" in figures else "",
-    ]
+    speed, peak = (figures.get(name) for name in ("tokens_per_second", "peak_memory_bytes"))
+    return {
+        "run": name,
+        "when": time.strftime("%m-%d %H:%M", time.localtime(run.started)),
+        "state": run.state,
+        "base": Path(str(settings["base_model"])).name,
+        "method": method if settings["engine"] == "suri" else f"{method} {settings['engine']}",
+        "rows": f"{figures['rows']:,}" if "rows" in figures else "",
+        "steps": f"{figures['steps']:,}" if "steps" in figures else "",
+        "loss": losses,
+        "tok/s": "" if speed is None else f"{speed:.0f}",
+        "peak": "" if peak is None else readable_bytes(peak),
+    }
 
 
 def _side_by_side(console: Console, one: RunEntry, other: RunEntry) -> None:

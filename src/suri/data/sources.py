@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from suri.data.findings import ROW, Findings
 from suri.data.json_rows import LONGEST, Number, Rows, read_json_rows
 from suri.errors import DataError, UsageError
+from suri.reading import no_such
 
 EXTRA = "pip install 'suri[data]'"
 NOT_UTF8 = re.compile("[\udc80-\udcff]")
@@ -40,7 +41,7 @@ def read_rows(source: str, findings: Findings) -> Rows:
         with path.open("rb") as stream:
             start = stream.read(64).lstrip(codecs.BOM_UTF8)
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such file", do="check the path of the data") from None
+        raise no_such(path, "file") from None
     except OSError as problem:
         raise UsageError(f"{path} cannot be read", found=problem.strerror or "") from None
     for magic, name in ARCHIVES.items():

@@ -43,7 +43,7 @@ def to_meta(name: str) -> str:
     """The Meta name of an HF tensor; raises Corrupt for a tensor that Meta's format cannot hold."""
     found = _translated(name, _HF, _META)
     if found is None or name.endswith(".bias"):
-        raise Corrupt(f"Meta's format has no place for {name}")
+        raise Corrupt(f"Meta's format has no place for {name}", do="--to hf and --to gguf have one")
     return found
 
 

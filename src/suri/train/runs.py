@@ -8,7 +8,7 @@ from typing import Any
 
 from suri.errors import SuriError, UsageError
 from suri.files import readable_bytes, readable_seconds
-from suri.reading import read_json_lines, read_object, read_toml, well_formed
+from suri.reading import no_such, read_json_lines, read_object, read_toml, well_formed
 from suri.recipe import Recipe, settings_of, with_settings
 from suri.train.plan import Plan
 
@@ -109,7 +109,7 @@ def find_runs(place: Path, where: Sequence[str] = ()) -> list[RunEntry]:
     for a condition without `=`.
     """
     if not place.is_dir():
-        raise UsageError(f"{place}: no such folder")
+        raise no_such(place, "folder")
     wanted = [_condition(text) for text in where]
     runs = []
     for folder, _ in folders_below(place, DEEPEST):
