@@ -1,6 +1,7 @@
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,11 +43,27 @@ def test_that_it_ran_is_noted_with_its_command_time_and_exit_code(tmp_path, monk
     (noted,) = read_json_lines(tmp_path / RECORD)
     assert noted.pop("seconds") >= 0
     assert noted == {
-        "command": "program seven", "terminal": "kept/terminal.txt", "exit_code": 3
+        "command": "python -m program seven", "terminal": "kept/terminal.txt", "exit_code": 3
     }  # fmt: skip
     (shown,) = captures(tmp_path)
-    assert (shown.command, shown.text, shown.is_open) == ("program seven", ".", True)
+    assert (shown.command, shown.text, shown.is_open) == ("python -m program seven", ".", True)
     assert shown.outcome.endswith("exit code 3")
+
+
+def test_a_command_is_noted_as_a_person_types_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    results = Path("results")
+    for module in ("json.tool", "suri"):
+        with pytest.raises(Failed):
+            run_module(
+                module,
+                ["results/kept/none", str(tmp_path / "results" / "a b"), "results2/x"],
+                what="it", terminal=results / "terminal.txt", results=results,
+            )  # fmt: skip
+    assert [one["command"] for one in read_json_lines(results / RECORD)] == [
+        "python -m json.tool ./kept/none './a b' results2/x",
+        "suri ./kept/none './a b' results2/x",
+    ]
 
 
 def test_long_output_is_cut_in_its_middle_and_says_so():

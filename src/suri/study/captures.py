@@ -13,7 +13,7 @@ from rich.text import Text
 from suri.reading import read_json_lines
 from suri.study.blocks import Capture
 from suri.study.language import TEMPLATES, tr
-from suri.study.process import RECORD
+from suri.study.process import PROGRAM, RECORD
 
 MOST_LINES = 48
 """Longer output is cut in its middle, and says so."""
@@ -25,7 +25,7 @@ WINDOW = TEMPLATES / "terminal.svg"
 def captures(folder: Path) -> list[Capture]:
     """All that is recorded and still there, in the order in which it ended; pictures last."""
     recorded = [
-        entry
+        entry | {"command": _typed(entry["command"])}
         for entry in read_json_lines(folder / RECORD)
         if (folder / entry["terminal"]).is_file()
     ]
@@ -42,9 +42,14 @@ def captures(folder: Path) -> list[Capture]:
     ]
 
 
+def _typed(command: str) -> str:
+    """A command as a person types it; what older versions recorded named a module alone."""
+    return f"python -m {command}" if command.startswith(f"{PROGRAM}.") else command
+
+
 def _verb(words: list[str]) -> list[str]:
-    """The program, and of `suri` the verb: what tells one kind of process from another."""
-    return words[:2] if words[0] == "suri" else words[:1]
+    """The program and its verb or module: what tells one kind of process from another."""
+    return words[:2] if words[0] == PROGRAM else words[:3]
 
 
 def _capture(folder: Path, entry: Mapping[str, Any], is_open: bool) -> Capture:

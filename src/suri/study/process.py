@@ -1,6 +1,7 @@
 """Run this program's own modules as processes, so that what they load and hold ends with them."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ Say = Callable[[str], None]
 RECORD = "captures.jsonl"
 """One line for every process: command, where its output is, how long it took, its exit code."""
 SHOWN_LINES = 12
+PROGRAM = "suri"
 
 
 def open_results(folder: Path, mark: str) -> None:
@@ -105,7 +107,7 @@ def run_module(
         code = _run([module, *arguments], stream)
     place = str(results.absolute())
     entry = {
-        "command": " ".join([module, *arguments]).replace(place, "."),
+        "command": _as_typed(module, arguments, results),
         "terminal": str(terminal.absolute().relative_to(place)),
         "seconds": round(time.perf_counter() - started, 1),
         "exit_code": code,
@@ -115,6 +117,16 @@ def run_module(
         raise Preempted(f"{what} was told to stop")
     if code:
         raise _failure(what, terminal, code, f"{do}; " if do else "")
+
+
+def _as_typed(module: str, arguments: Sequence[str], results: Path) -> str:
+    """The command as a person types it; in paths a dot stands for the folder of the results."""
+    folders = [f"{folder}/" for folder in (results.absolute(), results)]
+    words = [module] if module == PROGRAM else ["python", "-m", module]
+    for argument in arguments:
+        inside = next((folder for folder in folders if argument.startswith(folder)), None)
+        words.append(f"./{argument.removeprefix(inside)}" if inside else argument)
+    return shlex.join(words)
 
 
 def note_process(results: Path, entry: dict[str, Any]) -> None:
@@ -199,7 +211,7 @@ def train(recipe: Recipe, place: Path, *, what: str, results: Path) -> None:
     if any((run / "checkpoints").glob("step-*")):
         arguments = ["train", "--resume", "True", "--output_dir", str(run)]
     terminal = place / f"terminal-{attempts_of(place) + 1}.txt"
-    run_module("suri", arguments, what=what, terminal=terminal, results=results)
+    run_module(PROGRAM, arguments, what=what, terminal=terminal, results=results)
 
 
 def attempts_of(place: Path) -> int:
