@@ -193,10 +193,20 @@ def test_chinese_keeps_every_name_that_is_filled_in():
 
 def test_values_are_put_in_as_they_are_and_unknown_languages_are_refused():
     with speaking("zh"):
-        assert tr("{method} on {rows} rows", method="{x}", rows=3) == "{x}（3 行）"
-    assert tr("{method} on {rows} rows", method="{x}", rows=3) == "{x} on 3 rows"
+        assert tr("{method} on {rows:row|rows}", method="{x}", rows=3) == "{x}（3 行）"
+    assert tr("{method} on {rows:row|rows}", method="{x}", rows=3) == "{x} on 3 rows"
     with pytest.raises(UsageError, match="no such language"), speaking("fr"):
         pass
+
+
+def test_one_of_a_kind_is_told_in_the_singular():
+    assert tr("{method} on {rows:row|rows}", method="LoRA", rows="1") == "LoRA on 1 row"
+    assert tr("{method} on {rows:row|rows}", method="LoRA", rows="1,024") == "LoRA on 1,024 rows"
+    one = tr("too_few_rows", measure="Loss", rows=1, ours="a", theirs="b")
+    assert one == "Loss: 1 row is too few to tell a from b."
+    for english, _ in texts().values():
+        counts = re.findall(r"\{\w+\} (?:[\w-]+ )?(?:rows|seeds|tokens|cores|steps)\b", english)
+        assert counts == [], english
 
 
 @pytest.mark.parametrize("kind", ["compare", "study"])

@@ -15,6 +15,7 @@ from suri.errors import Preempted, SuriError, UsageError
 from suri.files import write_text
 from suri.study import node
 from suri.study.claims import holder
+from suri.study.language import counted
 from suri.study.plan import Trial
 from suri.study.process import Say, note_process
 from suri.study.trials import (
@@ -196,7 +197,7 @@ class RayExecutor(Executor):
         """Wait until the trials under way have saved their states; raises Preempted."""
         if self.sign is not None:
             write_text(self.sign, "stop")
-        say(f"stopping {len(running)} trials; each saves its state first")
+        say(f"stopping {counted(len(running), 'trial|trials')}; each saves its state first")
         done, _ = (
             self.ray.wait(list(running), num_returns=len(running), timeout=SAVING_SECONDS)
             if running
@@ -219,9 +220,10 @@ def share_of(nodes: Sequence[Mapping[str, Any]], device: str, cpus: int) -> dict
     able = with_gpu if on_gpu else alive
     most = max((int(one["CPU"]) for one in able), default=0)
     if most < max(cpus, 1):
+        cores = "core|cores"
         raise UsageError(
-            f"no node of the cluster has {'a GPU' if on_gpu else f'{max(cpus, 1)} cores'}"
-            f"{f' and {cpus} cores' if on_gpu and cpus else ''}",
+            f"no node of the cluster has {'a GPU' if on_gpu else counted(max(cpus, 1), cores)}"
+            f"{f' and {counted(cpus, cores)}' if on_gpu and cpus else ''}",
             found=f"{len(alive)} nodes with cores, {len(with_gpu)} with GPUs",
             do="start such a node, or choose another device or fewer --cpus",
         )

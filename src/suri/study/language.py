@@ -1,6 +1,7 @@
 """The language of a report: every text by its name, in English and Chinese, from one file."""
 
 import re
+import string
 import tomllib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,19 @@ def speaking(language: str) -> Iterator[None]:
         _language.reset(token)
 
 
+class _Filled(string.Formatter):
+    """Fills in a text; {rows:row|rows} is a count with its noun."""
+
+    def format_field(self, value: Any, spec: str) -> Any:
+        return counted(value, spec) if "|" in spec else super().format_field(value, spec)
+
+
+def counted(count: int | str, noun: str) -> str:
+    """A count and the one of `row|rows` that it asks for."""
+    one, many = noun.split("|")
+    return f"{count} {one if str(count) == '1' else many}"
+
+
 def tr(name: str, /, **values: Any) -> str:
     """The text in the language spoken, its {names} filled in; values are put in as they are.
 
@@ -38,7 +52,7 @@ def tr(name: str, /, **values: Any) -> str:
     """
     known = texts().get(name)
     text = known[LANGUAGES.index(_language.get())] if known else _from_elsewhere(name)
-    return text.format(**values) if values else text
+    return _Filled().vformat(text, (), values) if values else text
 
 
 def listed(parts: Iterable[str]) -> str:

@@ -22,6 +22,7 @@ from suri.infer.engines import Model, open_model
 from suri.model.weights import recorded_base
 from suri.reading import read_json
 from suri.recipe import GREEDY
+from suri.study.language import counted
 from suri.study.process import Spec, as_program
 from suri.train.machine import environment, peak_memory_bytes
 
@@ -191,7 +192,7 @@ def main(spec_path: str, out_path: str) -> None:
         print(f"{name}: {value:,.4g}")
     for part in ("answers", "losses"):
         if part in found:
-            print(f"{part}: {len(found[part])} rows")
+            print(f"{part}: {counted(len(found[part]), 'row|rows')}")
 
 
 if __name__ == "__main__":

@@ -108,10 +108,10 @@ def number(value: float, digits: int) -> str:
 def size_of(found: Interval) -> str:
     """What an interval rests on."""
     if found.rows == 1:
-        return tr("n = {seeds} seeds", seeds=found.seeds)
+        return tr("n = {seeds:seed|seeds}", seeds=found.seeds)
     if found.seeds == 1:
         return f"n = {found.rows}"
-    return tr("n = {rows} rows, {seeds} seeds", rows=found.rows, seeds=found.seeds)
+    return tr("n = {rows:row|rows}, {seeds:seed|seeds}", rows=found.rows, seeds=found.seeds)
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import tomli_w
 from suri.files import write_json, write_text
 from suri.reading import read_object
 from suri.recipe import recipe_from_toml, settings_of
+from suri.study.language import counted
 from suri.study.plan import DATA, Plan, Trial
 from suri.study.process import as_program, run_module
 
@@ -48,12 +49,13 @@ def common_budget(trials: Sequence[Trial], folder: Path) -> dict[str, Any]:
 def held_equal(plan: Plan, held_out: int) -> dict[str, str]:
     """What all methods of one size and seed have alike, for people to read."""
     recipe = plan.recipe
-    cap = f", {recipe.micro_batch_size} rows at most" if recipe.micro_batch_size else ""
+    rows = "row|rows"
+    cap = f", {counted(recipe.micro_batch_size, rows)} at most" if recipe.micro_batch_size else ""
     return {
         "rows": "the first rows of one seeded order: a smaller set is the start of a larger one",
         "held-out rows": f"the same {held_out} for every trial",
         "order of the rows": "drawn from the seed alone",
-        "optimizer steps": f"{recipe.batch_size} rows each, as many for every method",
+        "optimizer steps": f"{counted(recipe.batch_size, rows)} each, as many for every method",
         "micro-batches": f"up to {recipe.token_budget} tokens{cap}, cut alike",
         "adapter": "fp32, from the same numbers, drawn from the seed alone",
         "all other settings": "one recipe",

@@ -23,8 +23,11 @@ HELD_OUT = {
     "exact_match_difference": replace(MEASURES["exact_match"], label="Held-out exact match"),
 }
 SPEED_UPS = {
-    "speed_up": ("a step", "paired steps"),
-    "speed_up_to_adapter": ("the whole run, from command to adapter,", "paired runs"),
+    "speed_up": ("a step", "{count:paired step|paired steps}"),
+    "speed_up_to_adapter": (
+        "the whole run, from command to adapter,",
+        "{count:paired run|paired runs}",
+    ),
 }
 TIMING = 0.01
 """Times whose ratio surely lies within this of 1 are called equal: no machine times better."""
@@ -175,7 +178,7 @@ def _costs(found: Mapping[str, Any]) -> Iterator[Statement]:
         return
     for name, (what, pairs) in SPEED_UPS.items():
         if found[name]:
-            yield _speed_up(interval_of(found[name]), tr(what), tr(pairs), names)
+            yield _speed_up(interval_of(found[name]), tr(what), pairs, names)
     yield _memory(interval_of(found["memory_saved"]), names)
 
 
@@ -191,7 +194,8 @@ def _speed_up(found: Interval, what: str, pairs: str, names: Mapping[str, str]) 
         text = "speed_up_undecided"
     ends = {"ratio": found.value, "low": found.low, "high": found.high}
     shown = {name: f"{end:.2f}" for name, end in ends.items()}
-    return Statement(tr(text, what=what, pairs=pairs, count=count, **shown, **names), is_claim)
+    said = tr(text, what=what, pairs=tr(pairs, count=count), **shown, **names)
+    return Statement(said, is_claim)
 
 
 def _memory(saved: Interval, names: Mapping[str, str]) -> Statement:
@@ -220,7 +224,7 @@ def loss_statements(summary: Mapping[str, Any]) -> list[Statement]:
 
 
 def _on_rows(group: Mapping[str, Any]) -> str:
-    return tr("{method} on {rows} rows", method=method_label(group), rows=f"{group['rows']:,}")
+    return tr("{method} on {rows:row|rows}", method=method_label(group), rows=f"{group['rows']:,}")
 
 
 def threats(
@@ -228,7 +232,8 @@ def threats(
     on_a_cluster: bool = False,
 ) -> list[str]:  # fmt: skip
     """Why these numbers may not hold elsewhere, from what this run was."""
-    found = [tr("several_seeds" if seeds > 1 else "one_seed", rows=rows, seeds=seeds)]
+    text = "one_row" if rows == 1 else "several_seeds" if seeds > 1 else "one_seed"
+    found = [tr(text, rows=rows, seeds=seeds)]
     if recipe.get("base_model") == EMBEDDED:
         found.append(tr("embedded_base"))
     if str(environment.get("device", "")).startswith("cpu"):

@@ -73,6 +73,7 @@ def _overview(summary: Summary) -> Section:
         "study_overview",
         methods=listed(methods),
         sizes=listed(f"{rows:,}" for rows in plan["rows"]),
+        count=len(plan["seeds"]),
         seeds=listed(map(str, plan["seeds"])),
         varied=varied,
         rows=summary["held_out_rows"],
@@ -207,7 +208,7 @@ def _curves(trials: Groups) -> Section:
         ]
         name = f"curve-{rows}"
         drawing = line_figure(name, lines, tr("step"), tr("nats per token"))
-        caption = tr("Loss while training on {rows} rows.", rows=f"{rows:,}")
+        caption = tr("Loss while training on {rows:row|rows}.", rows=f"{rows:,}")
         figures.append(Figure(name, drawing, caption))
     return Section(tr("The training runs"), figures)
 
@@ -242,7 +243,7 @@ def _names_of(group: Summary) -> tuple[str, str]:
 
 
 def _named(group: Summary) -> str:
-    return tr("{rows} rows, {method}", rows=f"{group['rows']:,}", method=method_label(group))
+    return tr("{rows:row|rows}, {method}", rows=f"{group['rows']:,}", method=method_label(group))
 
 
 def _rows_of(groups: Groups) -> list[tuple[str, int]]:

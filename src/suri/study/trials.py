@@ -16,6 +16,7 @@ from suri.locks import holding
 from suri.manifest import MANIFEST, check_manifest
 from suri.reading import read_json_lines, read_object, well_formed
 from suri.recipe import settings_of
+from suri.study.language import counted
 from suri.study.plan import DATA, Plan, Trial, trials_of, what_it_is, write_rows
 from suri.study.preflight import common_budget, held_equal, with_budget
 from suri.study.process import Say, Spec, attempts_of, busiest, measure, open_results, train
@@ -67,7 +68,8 @@ def run_plan(
         plan = with_budget(plan, budget["token_budget"])
         trials = list(trials_of(plan, folder))
         equal = held_equal(plan, len(held_out))
-        say(f"{len(trials)} trials; held equal for the methods of one size and seed:")
+        count = counted(len(trials), "trial|trials")
+        say(f"{count}; held equal for the methods of one size and seed:")
         for name, value in equal.items():
             say(f"  {name}: {value}")
         for name, size in budget["memory"].items():
