@@ -28,6 +28,13 @@ def test_bars_show_their_rows_titles_and_values():
     assert {"base", "merged Meta", "Exact match (%)", "12.5", "7.000", "0.000"} <= set(shown)
 
 
+def test_an_interval_without_width_is_not_drawn():
+    def drawn(*ends):
+        return bar_figure("quality", ROWS, [Panel("a", [Bar(1.0, *ends), None])])
+
+    assert drawn(1.0, 1.0 + 1e-15) == drawn(1.0, 1.0) == drawn() != drawn(0.9, 1.1)
+
+
 def test_lines_show_their_names():
     lines = [Line("training", [1, 2], [3.0, 2.0], 0, faint=True), Line("held out", [0], [2.5], 1)]
     shown = texts(line_figure("training", lines, "step", "loss"))

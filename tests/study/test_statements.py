@@ -1,8 +1,10 @@
+from dataclasses import asdict
+
 import pytest
 
-from suri.study.intervals import Interval, difference_interval
+from suri.study.intervals import Interval, difference_interval, mean_interval
 from suri.study.measures import MEASURES, SPEEDS, number
-from suri.study.statements import cost_statements, difference, speed_statements
+from suri.study.statements import cost_statements, difference, speed_statements, threats
 
 EXACT, LOSS = MEASURES["exact_match"], MEASURES["loss"]
 
@@ -14,8 +16,9 @@ def test_numbers_keep_their_decimals_and_never_show_as_zero():
     assert number(0.00004, 3) == "4.0e-05"
     assert EXACT.with_unit(0.834) == "83.4 %"
     assert SPEEDS["peak_memory_bytes"].with_unit(1.2345e9) == "1,234 MB"
-    shown = EXACT.cell({"value": 0.5, "low": 0.25, "high": 0.875})
+    shown = EXACT.cell(asdict(Interval(0.5, 0.25, 0.875, 12)))
     assert shown == "50.0\n25.0\u00a0to\u00a087.5"
+    assert EXACT.cell(None) == "–"
 
 
 def test_a_clear_change_is_a_claim_with_its_direction():
@@ -53,6 +56,26 @@ def test_opposite_changes_that_cancel_are_not_called_equal():
     found = difference(EXACT, "merged HF", "adapter", difference_interval(ours, theirs))
     assert not found.is_claim
     assert "no difference found" in found.text
+
+
+def test_one_row_gives_no_interval_and_no_claim_with_any_number_of_seeds():
+    assert LOSS.cell(asdict(mean_interval([0.7]))) == "0.700\nno interval"
+    for found in (mean_interval([0.7]), mean_interval([[0.7], [0.71], [0.69]])):
+        said = difference(LOSS, "adapter", "base", found)
+        assert said.text == "Response loss: 1 row is too few to tell adapter from base."
+        assert not said.is_claim
+    assert "One held-out row gives no interval" in threats({}, 1, {}, seeds=1)[0]
+
+
+def test_rows_that_are_all_alike_are_told_as_such_and_without_an_interval():
+    totals, weights = [0.3, 0.6, 0.9, 1.2] * 3, [1.0, 2.0, 3.0, 4.0] * 3
+    found = mean_interval(totals, weights)
+    assert LOSS.cell(asdict(found)) == "0.300\nall alike"
+    said = difference(LOSS, "adapter", "base", found)
+    assert said.is_claim
+    assert said.text == (
+        "Response loss: higher with adapter than with base (0.300 nats/token on every row, n = 12)."
+    )
 
 
 @pytest.mark.parametrize("value", [1.0, 0.0])
@@ -127,6 +150,8 @@ def test_memory_is_claimed_where_every_run_says_so():
     )
     assert (claim.is_claim, vague.is_claim, single.is_claim) == (True, False, False)
     assert "as far as can be told (saved: 10 %, 95 % interval −10 to 30 %" in vague.text
+    alike = compared(1.1, 1.3, memory=(0.2, 0.2))[1]
+    assert alike.text.endswith("20 % less memory than LoRA (the same in every run, 3 runs each).")
     more = compared(1.1, 1.3, memory=(-0.3, 0.1))[1]
     assert "(saved: −10 %, 95 % interval −30 to 10 %" in more.text
     assert single.text.endswith("25 % less memory than LoRA (one run each).")
@@ -136,5 +161,5 @@ def test_what_was_not_equal_is_not_compared():
     (found,) = compared(1.1, 1.3, unequal=["micro_batches"])
     assert not found.is_claim
     assert found.text == (
-        "At 64 rows QLoRA and LoRA are not compared, their runs differ in: micro_batches."
+        "At 64 rows QLoRA and LoRA are not compared, their runs differ in: micro-batches."
     )

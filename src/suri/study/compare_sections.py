@@ -11,6 +11,7 @@ from suri.study.blocks import (
     Samples,
     Section,
     Statements,
+    Table,
     Text,
     Tile,
     Tiles,
@@ -19,10 +20,9 @@ from suri.study.blocks import (
 from suri.study.figures import Line, heat_figure, line_figure
 from suri.study.forms import MERGED
 from suri.study.language import tr
-from suri.study.measures import ADAPTER, BASE, MEASURES, way_label
+from suri.study.measures import ADAPTER, BASE, MEASURES, RESULT, way_label
 from suri.study.sections import (
     analysis_section,
-    pairs_table,
     settings_section,
     task_section,
 )
@@ -238,5 +238,17 @@ def _training(summary: Summary, training: Lines) -> Section:
         drawing = line_figure("training", lines, tr("step"), tr("nats per token"))
         caption = tr("Loss per learned token; step 0 is the base.")
         figures.append(Figure("training", drawing, caption))
-    table = pairs_table(summary["result"], "result.json")
-    return Section(tr("The training run"), [*figures, table])
+    return Section(tr("The training run"), [*figures, _outcome(summary["result"])])
+
+
+def _outcome(result: Summary) -> Table:
+    """What the training came to, as far as it was measured."""
+    found = {**result, "reckoned_bytes": (result.get("memory_estimate") or {}).get("total")}
+    if found.get("held_out_loss") is None:
+        found["best_step"] = None
+    rows = [
+        (tr(measure.label), measure.with_unit(found[name]))
+        for name, measure in RESULT.items()
+        if found.get(name) is not None
+    ]
+    return Table((), rows, tr("What the training came to"))

@@ -28,6 +28,8 @@ PAINTS = {
 The last eight are told apart with any colour vision (after Okabe and Ito 2008, and a grey); lines
 differ in marker and dash too, bars stand beside their names.
 """
+THIN = 1e-9
+"""A narrower interval is none: one number, or numbers that are all alike."""
 INK, LINE = PAINTS["ink"][0], PAINTS["line"][0]
 SERIES = tuple(name for name in PAINTS if name.startswith("c"))
 STYLE = TEMPLATES / "figures.mplstyle"
@@ -101,7 +103,7 @@ def _draw_bars(axis: Any, rows: Sequence[tuple[str, int]], panel: Panel) -> None
             continue
         axis.barh(place, bar.value, height=0.55, color=PAINTS[SERIES[series]][0])
         end = bar.value
-        if bar.low is not None and bar.high is not None and bar.high > bar.low:
+        if bar.low is not None and bar.high is not None and bar.high - bar.low > THIN * most:
             reach = [[bar.value - bar.low], [bar.high - bar.value]]
             axis.errorbar(bar.value, place, xerr=reach, color=INK, linewidth=1.2, capsize=2.5)
             end = max(bar.high, end, 0.0)

@@ -33,6 +33,11 @@ class Interval:
         return self.rows >= FEWEST_ROWS or (self.rows == 1 and self.seeds >= FEWEST_RUNS)
 
     @property
+    def is_point(self) -> bool:
+        """Whether it has no width: one number, or numbers that are all alike, give no interval."""
+        return math.isclose(self.low, self.high, rel_tol=1e-9, abs_tol=1e-12)
+
+    @property
     def is_difference(self) -> bool:
         """Whether zero lies outside the interval, over rows enough."""
         return self.is_enough and (self.low > 0 or self.high < 0)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from suri.study.intervals import Interval
+from suri.study.intervals import Interval, interval_of
 from suri.study.language import tr
 
 BASE, ADAPTER, HF, META, GGUF = "base", "adapter", "hf", "meta", "gguf"
@@ -49,12 +49,18 @@ class Measure:
         return f"{self.text(value)} {tr(self.unit)}".rstrip()
 
     def cell(self, found: Mapping[str, Any] | None) -> str:
-        """A median and its unit, or a value and below it its 95 % interval; a dash for neither."""
+        """A median and its unit, or a value and below it its 95 % interval; a dash for neither.
+
+        Where there is no interval, that is said.
+        """
         if not found:
             return "–"
         if "median" in found:
             return self.with_unit(found["median"])
-        value, low, high = (self.text(found[end]) for end in ("value", "low", "high"))
+        known = interval_of(found)
+        value, low, high = map(self.text, (known.value, known.low, known.high))
+        if known.is_point:
+            return f"{value}\n{tr('all alike' if known.rows * known.seeds > 1 else 'no interval')}"
         return f"{value}\n{low}\u00a0{tr('to')}\u00a0{high}"
 
 
@@ -84,6 +90,23 @@ COSTS = {
     "tokens_per_second": Measure("Throughput", "tokens/s", digits=0),
     "peak_memory_bytes": SPEEDS["peak_memory_bytes"],
 }
+
+RESULT = {
+    "rows": Measure("Training rows", digits=0),
+    "steps": Measure("Steps", digits=0),
+    "best_step": Measure("Step of the lowest held-out loss", digits=0),
+    "tokens": Measure("Tokens in all", digits=0),
+    "learned_tokens": Measure("Tokens learned", digits=0),
+    "base_loss": Measure("Loss of the base", "nats/token"),
+    "held_out_loss": Measure("Held-out loss", "nats/token"),
+    "held_out_perplexity": Measure("Held-out perplexity", digits=2),
+    "train_seconds": COSTS["train_seconds"],
+    "total_seconds": COSTS["total_seconds"],
+    "tokens_per_second": COSTS["tokens_per_second"],
+    "peak_memory_bytes": COSTS["peak_memory_bytes"],
+    "reckoned_bytes": Measure("Peak memory, reckoned before", "MB", 1e-6, 0),
+}
+"""What a reader wants to know of a run's result.json."""
 
 
 def method_label(entry: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from suri.files import readable_bytes
 from suri.recipe import Recipe, settings_of
 from suri.study.blocks import Block, Field, Points, Section, Statements, Table, Text
 from suri.study.captures import MOST_LINES, captures
@@ -12,6 +13,9 @@ from suri.study.language import listed, names_in, tr
 from suri.study.listing import listing
 from suri.study.measures import Measure
 from suri.study.statements import Statement
+
+SETTLED = ("token_budget", "shard_base")
+"""Settings that a run reckons by itself from the free memory; none changes its result."""
 
 
 def task_section(
@@ -58,29 +62,46 @@ def reflections(claims: Sequence[Statement]) -> Section:
 def settings_section(recipe: Mapping[str, Any], environments: Mapping[str, Any]) -> Section:
     """The recipe, and the environments and other settings that belong to the numbers."""
     defaults = settings_of(Recipe())
-    changed = [name for name in recipe if recipe[name] != defaults.get(name)]
+    differing = [name for name in recipe if recipe[name] != defaults.get(name)]
+    changed = [name for name in differing if name not in SETTLED]
     rows = [(name, plain(recipe[name]), plain(defaults.get(name))) for name in changed]
     head = (tr("Setting"), tr("Here"), tr("Default"))
     tables = [Table(head, rows, tr("Recipe: settings that were changed"))]
-    tables += [pairs_table(values, title) for title, values in environments.items()]
-    unchanged = listed(
-        f"{name} {plain(value)}" for name, value in recipe.items() if name not in changed
-    )
-    left = tr("Settings left as they are: {settings}.", settings=unchanged)
-    return Section(tr("Recipe and environment"), [Text(left), *tables])
+    tables += [_pairs_table(values, title) for title, values in environments.items()]
+    unchanged = [name for name in recipe if name not in differing]
+    settled = [name for name in differing if name in SETTLED]
+    texts = {
+        "Settings left as they are: {settings}.": unchanged,
+        "settled_by_memory": settled,
+    }
+    told = [
+        Text(tr(text, settings=listed(f"{name} {plain(recipe[name])}" for name in names)))
+        for text, names in texts.items()
+        if names
+    ]
+    return Section(tr("Recipe and environment"), [*told, *tables])
 
 
-def pairs_table(values: Mapping[str, Any], caption: str) -> Table:
-    """Names and values, those of nested values with dots."""
-    return Table((), [(name, plain(value)) for name, value in _flat(values)], caption)
+def _pairs_table(values: Mapping[str, Any], caption: str) -> Table:
+    """Names and values; what is nested, such as the packages, each by its own name."""
+    named = names_in("environment")
+    rows = [
+        (tr(name) if name in named else name, _of_machine(name, value))
+        for name, value in _flat(values)
+    ]
+    return Table((), rows, caption)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def _of_machine(name: str, value: Any) -> str:
+    return readable_bytes(value) if name.endswith("_bytes") and value else plain(value)
+
+
+def _flat(values: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from _flat(value)
         else:
-            yield f"{prefix}{name}", value
+            yield name, value
 
 
 def plain(value: Any) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from suri.recipe import EMBEDDED
-from suri.study.intervals import FEWEST_RUNS, Interval, interval_of
+from suri.study.intervals import FEWEST_ROWS, FEWEST_RUNS, Interval, interval_of
 from suri.study.language import listed, tr
 from suri.study.measures import (
     ADAPTER,
@@ -78,7 +78,8 @@ def _labels(summary: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[str, 
 def difference(measure: Measure, ours: str, theirs: str, found: Interval) -> Statement:
     """One measured difference in words: changed, equal, not found, or too few rows to say."""
     largest = max(abs(found.low), abs(found.high))
-    if not found.is_enough:
+    is_enough = found.rows >= FEWEST_ROWS  # seeds make no more rows of one
+    if not is_enough:
         text = "too_few_rows"
     elif not largest:
         text = "equal_on_every_row"
@@ -91,6 +92,7 @@ def difference(measure: Measure, ours: str, theirs: str, found: Interval) -> Sta
     size = size_of(found)
     unit = tr("points" if measure.unit == "%" else measure.unit)
     value, low, high = (measure.text(end) for end in (found.value, found.low, found.high))
+    ends = {"value": f"{value} {unit}".rstrip(), "low": low, "high": high}
     said = tr(
         text,
         measure=tr(measure.label),
@@ -99,9 +101,9 @@ def difference(measure: Measure, ours: str, theirs: str, found: Interval) -> Sta
         rows=found.rows,
         size=size,
         within=measure.with_unit(measure.matters),
-        interval=tr("interval", value=f"{value} {unit}".rstrip(), low=low, high=high, size=size),
+        interval=tr("on_every_row" if found.is_point else "interval", size=size, **ends),
     )
-    is_claim = found.is_enough and (found.is_difference or largest <= measure.matters)
+    is_claim = is_enough and (found.is_difference or largest <= measure.matters)
     return Statement(said, is_claim)
 
 
@@ -173,7 +175,7 @@ def _costs(found: Mapping[str, Any]) -> Iterator[Statement]:
         "runs": tr("{count} runs each", count=runs) if runs > 1 else tr("one run each"),
     }
     if found["unequal"]:
-        text = tr("not_compared", what=listed(found["unequal"]), **names)
+        text = tr("not_compared", what=listed(map(tr, found["unequal"])), **names)
         yield Statement(text, is_claim=False)
         return
     for name, (what, pairs) in SPEED_UPS.items():
@@ -207,7 +209,9 @@ def _memory(saved: Interval, names: Mapping[str, str]) -> Statement:
     else:
         text = "memory_less" if saved.value > 0 else "memory_more"
     value, low, high = (number(100 * end, 0) for end in (shown, saved.low, saved.high))
-    rest = tr("memory_interval", low=low, high=high) if is_claim else ""
+    rest = ""
+    if is_claim:
+        rest = tr("memory_alike" if saved.is_point else "memory_interval", low=low, high=high)
     return Statement(tr(text, value=value, low=low, high=high, rest=rest, **names), is_claim)
 
 
