@@ -79,3 +79,15 @@ def test_a_heat_map_shows_every_share():
 def test_bars_below_zero_stay_inside_the_drawing():
     svg = bar_figure("saved", ROWS, [Panel("saved (%)", [Bar(-40, -50, -30), Bar(12)])])
     assert {"-40.0", "12.0"} <= set(texts(svg))
+
+
+def test_a_figure_of_many_ways_is_no_wider_so_that_its_letters_stay_legible():
+    names = [f"merged Meta, suri, bfloat16, {place}" for place in range(14)]
+    widths = {
+        ElementTree.fromstring(svg).attrib["width"]
+        for svg in (
+            heat_figure("prefixes", names, [[0.5] * 14] * 14),
+            bar_figure("quality", ROWS, [Panel("a", [Bar(1), Bar(2)])]),
+        )
+    }
+    assert len(widths) == 1

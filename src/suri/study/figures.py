@@ -158,8 +158,7 @@ def _draw_line(axis: Any, line: Line, aside: float) -> None:
 
 def heat_figure(name: str, names: Sequence[str], shares: Sequence[Sequence[float]]) -> str:
     """Shares from 0 to 1 of every two of the names, as a square of percentages."""
-    size = 1.6 + 0.55 * len(names)
-    with _drawing(name, max(6.5, 2.4 * size), size) as figure:
+    with _drawing(name, 9.2, 1.6 + 0.4 * len(names)) as figure:
         from matplotlib.patches import Rectangle
 
         axis = figure.subplots()
@@ -174,7 +173,7 @@ def heat_figure(name: str, names: Sequence[str], shares: Sequence[Sequence[float
         axis.set_ylim(len(names) - 0.5, -0.5)
         axis.tick_params(length=0)
         axis.set_yticks(range(len(names)), names)
-        axis.set_xticks(range(len(names)), names, rotation=25, ha="right")
+        axis.set_xticks(range(len(names)), names, rotation=35, ha="right")
         axis.spines[:].set_visible(False)
         return _svg(figure)
 
