@@ -5,9 +5,11 @@ import pytest
 from results import make_comparison
 from suri.recipe import Recipe, settings_of
 from suri.study.blocks import Table, Text
-from suri.study.compare_sections import compare_part
+from suri.study.compare_sections import compare_part, title_of
 from suri.study.language import LANGUAGES, speaking
+from suri.study.measures import MEASURES, method_label, way_label
 from suri.study.sections import settings_section
+from suri.study.study_sections import title_of as study_title
 
 
 def blocks_of(section, kind):
@@ -26,6 +28,41 @@ def test_what_a_run_settles_by_itself_is_not_told_as_changed():
         "token_budget 512."
     )
     assert len(blocks_of(settings_section(settings_of(Recipe()), {}), Text)) == 1
+
+
+@pytest.mark.parametrize(
+    ("compared", "english", "chinese"),
+    [
+        (("base", "adapter", "hf", "meta"), "base, adapter and merged models",
+         "基座模型、适配器与合并模型"),
+        (("base", "adapter", "int8"), "base and adapter", "基座模型与适配器"),
+        (("adapter", "gguf"), "adapter and merged model", "适配器与合并模型"),
+        (("hf", "meta"), "merged models", "合并模型"),
+    ],
+)  # fmt: skip
+def test_the_title_names_what_was_compared_and_no_more(compared, english, chinese):
+    summary = {"ways": {name: {"form": name, "is_main": True} for name in compared}}
+    assert title_of(summary) == f"Task 1: {english}"
+    with speaking("zh"):
+        assert title_of(summary) == f"任务一：{chinese}的对比"
+
+
+def test_the_title_of_a_study_names_its_methods():
+    plan = {"quantize": ["none", "int8", "nf4"], "rows": [64, 256]}
+    assert study_title(plan) == "Task 2: LoRA, LoRA in int8 and QLoRA over data sizes"
+    assert study_title({"quantize": ["none", "nf4"], "rows": [64]}) == "Task 2: LoRA and QLoRA"
+
+
+def test_details_stand_in_brackets_in_chinese():
+    way = {"form": "adapter", "is_main": False, "engine": "suri", "dtype": "float16"}
+    trial = {"quantize": "nf4", "settings": {"lora_r": 4}}
+
+    def labels():
+        return way_label(way), method_label(trial), MEASURES["loss"].head
+
+    assert labels() == ("adapter, suri, float16", "QLoRA, lora_r 4", "Response loss, nats/token")
+    with speaking("zh"):
+        assert labels() == ("适配器（suri，float16）", "QLoRA（lora_r 4）", "回答损失（nats/词元）")
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from suri.study.blocks import (
 )
 from suri.study.figures import Line, heat_figure, line_figure
 from suri.study.forms import MERGED
-from suri.study.language import tr
+from suri.study.language import joined, qualified, tr
 from suri.study.measures import ADAPTER, BASE, MEASURES, RESULT, way_label
 from suri.study.sections import (
     analysis_section,
@@ -58,8 +58,19 @@ def compare_part(folder: Path, summary: Summary, entries: Lines, training: Lines
         analysis_section(compare_findings(summary), _statements(summary), dangers),
         settings_section(summary["recipe"], _environments(summary)),
     ]
-    title = "Task 1: base, adapter and merged models"
-    return task_section(title, "compare", folder, results, last)
+    return task_section(title_of(summary), "compare", folder, results, last)
+
+
+def title_of(summary: Summary) -> str:
+    """What was compared; an adapter on a base in fewer bits is an adapter too."""
+    forms = [way["form"] for way in _main_ways(summary).values()]
+    merged = [form for form in forms if form in MERGED]
+    named = [tr("base")] if BASE in forms else []
+    if any(form != BASE and form not in MERGED for form in forms):
+        named.append(tr("adapter"))
+    if merged:
+        named.append(tr("merged models" if len(merged) > 1 else "merged model"))
+    return tr("Task 1: {forms}", forms=joined(named))
 
 
 def _statements(summary: Summary) -> list[Statement]:
@@ -131,7 +142,7 @@ def _changes(base: Summary, adapter: Summary) -> list[Tile]:
         if all(found):
             measure = MEASURES[name]
             values = " → ".join(measure.text(one["value"]) for one in found)
-            note = f"{tr('base → adapter')}, {tr(measure.unit)}"
+            note = qualified(tr("base → adapter"), tr(measure.unit))
             tiles.append(Tile(tr(measure.label), values, note))
     return tiles
 
@@ -153,10 +164,11 @@ def _agreement(summary: Summary) -> Section:
     ways = _main_ways(summary)
     labels = [way_label(way) for way in summary["ways"].values()]
     prefixes = heat_figure("prefixes", labels, summary["prefixes"])
+    others = _other_ways(summary)
     return Section(
-        tr("What merging and storing change"),
+        tr("What merging and storing change" if others else "How far the answers agree"),
         [
-            Statements(agreement_statements(summary, _other_ways(summary))),
+            Statements(agreement_statements(summary, others)),
             *way_tables.agreement_figure(ways),
             Figure("prefixes", prefixes, tr("shared_prefixes")),
             *way_tables.agreement_table(ways),
@@ -217,7 +229,7 @@ def _verdicts(summary: Summary, entry: dict[str, Any]) -> list[Verdict]:
         ways.setdefault(answer["text"], []).append(name)
     return [
         Verdict(
-            "; ".join(way_label(summary["ways"][name]) for name in names),
+            tr("; ").join(way_label(summary["ways"][name]) for name in names),
             text,
             entry["answers"][names[0]]["correct"],
         )

@@ -3,7 +3,7 @@
 import re
 import string
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -58,6 +58,19 @@ def tr(name: str, /, **values: Any) -> str:
 def listed(parts: Iterable[str]) -> str:
     """Several of a kind in a row, with the language's own mark between them."""
     return ("、" if _language.get() == "zh" else ", ").join(parts)
+
+
+def joined(parts: Sequence[str]) -> str:
+    """Several of a kind in a row, as a sentence names them: `base, adapter and merged models`."""
+    before, last = parts[:-1], parts[-1]
+    return f"{listed(before)}{tr(' and ')}{last}" if before else last
+
+
+def qualified(name: str, *details: str) -> str:
+    """A name and what tells it from its like: `LoRA, lora_r 4`, in Chinese in brackets."""
+    if not details or _language.get() == "en":
+        return ", ".join((name, *details))
+    return f"{name}（{'，'.join(details)}）"
 
 
 def _from_elsewhere(text: str) -> str:

@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 from suri.study.intervals import Interval, interval_of
-from suri.study.language import tr
+from suri.study.language import qualified, tr
 
 BASE, ADAPTER, HF, META, GGUF = "base", "adapter", "hf", "meta", "gguf"
 WAYS = {
@@ -38,7 +38,7 @@ class Measure:
     @property
     def head(self) -> str:
         """What stands at the head of a column: the name and its unit."""
-        return f"{tr(self.label)}, {tr(self.unit)}" if self.unit else tr(self.label)
+        return qualified(tr(self.label), *([tr(self.unit)] if self.unit else []))
 
     def text(self, value: float) -> str:
         """A value as people read it; the unit is left to the head of the column."""
@@ -112,13 +112,13 @@ RESULT = {
 def method_label(entry: Mapping[str, Any]) -> str:
     """A trial's or a group's method in words, with what else the plan varies."""
     varied = [f"{name} {value}" for name, value in entry["settings"].items()]
-    return ", ".join([tr(METHODS[entry["quantize"]]), *varied])
+    return qualified(tr(METHODS[entry["quantize"]]), *varied)
 
 
 def way_label(way: Mapping[str, Any]) -> str:
     """A way in words: its form, and where it stands apart, engine and number format."""
     label = tr(WAYS[way["form"]])
-    return label if way["is_main"] else f"{label}, {way['engine']}, {way['dtype']}"
+    return label if way["is_main"] else qualified(label, way["engine"], way["dtype"])
 
 
 def number(value: float, digits: int) -> str:

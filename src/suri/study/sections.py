@@ -27,9 +27,7 @@ def task_section(
     code = Section(tr("Code and explanation"), [intro, *listing(kind)])
     intro = Text(tr("captures_as_recorded", lines=MOST_LINES))
     runs = Section(tr("Runs and explanation"), [intro, *captures(folder)])
-    return Section(
-        tr(title), parts=[idea, code, runs, Section(tr("Results"), parts=results), *last]
-    )
+    return Section(title, parts=[idea, code, runs, Section(tr("Results"), parts=results), *last])
 
 
 def analysis_section(

@@ -6,7 +6,7 @@ from typing import Any
 
 from suri.study.blocks import Block, Figure, Section, Statements, Table, Text, Tile, Tiles
 from suri.study.figures import Line, bar_figure, line_figure
-from suri.study.language import listed, tr
+from suri.study.language import joined, listed, qualified, tr
 from suri.study.measures import COSTS, MEASURES, Measure, method_label, number
 from suri.study.sections import (
     analysis_section,
@@ -49,8 +49,19 @@ def study_part(folder: Path, summary: Summary) -> Section:
         settings_section(summary["recipe"], {tr("Environment"): summary["environment"]}),
     ]
     results = [_overview(summary), *shown, _trials(summary["trials"])]
-    title = "Task 2: LoRA, 8-bit and QLoRA over data sizes"
-    return task_section(title, "study", folder, results, last)
+    return task_section(title_of(summary["plan"]), "study", folder, results, last)
+
+
+def title_of(plan: Summary) -> str:
+    """The methods that were compared, and whether over several sizes of data."""
+    methods = joined(_methods_of(plan))
+    if len(plan["rows"]) > 1:
+        return tr("Task 2: {methods} over data sizes", methods=methods)
+    return tr("Task 2: {methods}", methods=methods)
+
+
+def _methods_of(plan: Summary) -> list[str]:
+    return [method_label({"quantize": name, "settings": {}}) for name in plan["quantize"]]
 
 
 def study_findings(summary: Summary) -> list[Statement]:
@@ -65,13 +76,12 @@ def study_findings(summary: Summary) -> list[Statement]:
 
 def _overview(summary: Summary) -> Section:
     plan = summary["plan"]
-    methods = [method_label({"quantize": name, "settings": {}}) for name in plan["quantize"]]
     varied = "".join(
-        f"; {name} {', '.join(map(str, values))}" for name, values in plan["vary"].items()
+        f"{tr('; ')}{name} {listed(map(str, values))}" for name, values in plan["vary"].items()
     )
     text = tr(
         "study_overview",
-        methods=listed(methods),
+        methods=listed(_methods_of(plan)),
         sizes=listed(f"{rows:,}" for rows in plan["rows"]),
         count=len(plan["seeds"]),
         seeds=listed(map(str, plan["seeds"])),
@@ -171,7 +181,7 @@ def _over_sizes(groups: Groups, name: str, label: str) -> list[Figure]:
         return []
     named = [f"{size:,}" for size in sizes]
     drawing = line_figure(f"sizes-{name}", lines, tr("training rows"), tr(label), x_names=named)
-    return [Figure(f"sizes-{name}", drawing, f"{tr(label).capitalize()}. {tr('bands')}")]
+    return [Figure(f"sizes-{name}", drawing, f"{tr(label).capitalize()}{tr('.')} {tr('bands')}")]
 
 
 def _by_method(groups: Groups) -> list[Groups]:
@@ -217,8 +227,8 @@ def _curve(trial: Summary) -> list[Line]:
     label, series = method_label(trial), SERIES[trial["quantize"]]
     (steps, losses), (evaluated, held_out) = trial["curve"]["train"], trial["curve"]["eval"]
     lines = [
-        Line(f"{label}, {tr('training')}", steps, losses, series, faint=True),
-        Line(f"{label}, {tr('held out')}", evaluated, held_out, series),
+        Line(qualified(label, tr("training")), steps, losses, series, faint=True),
+        Line(qualified(label, tr("held out")), evaluated, held_out, series),
     ]
     return [line for line in lines if line.xs]
 

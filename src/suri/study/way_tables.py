@@ -5,7 +5,7 @@ from typing import Any
 
 from suri.study.blocks import Figure, Table
 from suri.study.figures import Bar, Panel, bar_figure
-from suri.study.language import tr
+from suri.study.language import qualified, tr
 from suri.study.measures import MEASURES, SPEEDS, WAYS, Measure, way_label
 from suri.study.sections import measured_rows, panel
 
@@ -123,7 +123,9 @@ def speed_figures(ways: Ways, repeats: int) -> list[Figure]:
             panel(SPEEDS[one], [way["speed"][one] for way in ways.values()]) for one in measures
         ]
         drawing = bar_figure(name, _rows_of(ways), panels)
-        figures.append(Figure(name, drawing, f"{tr(caption)}, {_how_often(repeats)}."))
+        figures.append(
+            Figure(name, drawing, f"{qualified(tr(caption), _how_often(repeats))}{tr('.')}")
+        )
     return figures
 
 
@@ -132,7 +134,7 @@ def speed_table(ways: Ways, repeats: int) -> Table:
     named = [([way_label(way)], way["speed"]) for way in ways.values()]
     rows = measured_rows(named, SPEEDS)
     head = [tr("Way"), *(tr(measure.label) for measure in SPEEDS.values())]
-    return Table(head, rows, f"{tr('Speed, memory, disk')}, {_how_often(repeats)}")
+    return Table(head, rows, qualified(tr("Speed, memory, disk"), _how_often(repeats)))
 
 
 def _how_often(repeats: int) -> str:
