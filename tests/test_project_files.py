@@ -62,8 +62,9 @@ def test_the_workflows_words_choose_the_tests(words: list[str], slow: bool) -> N
 def test_the_first_python_of_all_may_install_every_pinned_version() -> None:
     """Debian 12 has 3.11.2; with a pin that asks for more pip searched for over ten minutes."""
     pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
-    asked = {d.name: d.metadata["Requires-Python"] for d in distributions()
-             if pins.get(d.name) == d.version and d.metadata["Requires-Python"]}  # fmt: skip
+    pinned = [d for d in distributions() if pins.get(d.name) == d.version]
+    named = {d.name: d.metadata.get("Requires-Python") for d in pinned}
+    asked = {name: python for name, python in named.items() if python}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert asked
     assert project["requires-python"] == ">=3.11"
