@@ -18,10 +18,11 @@ from conftest import missing
 from results import write_comparison, write_study
 from suri.errors import UsageError
 from suri.study import language, pictures
-from suri.study.blocks import Code
+from suri.study.blocks import Code, Document, Section, Table
 from suri.study.language import LANGUAGES, speaking, texts, tr
 from suri.study.listing import listing
 from suri.study.process import RECORD
+from suri.study.render_pdf import write_pdf
 from suri.study.report import build, write_report
 
 STUDY = Path(suri.study.__file__).parent
@@ -116,6 +117,22 @@ def test_the_pdf_holds_the_same(reports):
     text = re.sub(r"\s+", "", done.stdout)
     for heading in (*HEADINGS[spoken], LAST[spoken], CLAIM[spoken], "loss 0.5"):
         assert "".join(heading.split()) in text
+
+
+def test_an_interval_too_wide_for_its_column_goes_on_below_it(tmp_path):
+    if not shutil.which("pdftotext"):
+        missing("pdftotext is not installed (apt-get install poppler-utils)")
+    cells = ("31,234.56\n30,234.57\u00a0to\u00a0133,212.11",) * 8
+    table = Table(("Way", *"ABCDEFGH"), [("adapter", *cells)])
+    write_pdf(Document("Report", "en", [], [Section("Results", [table])]), tmp_path / "r.pdf")
+    command = ["pdftotext", "-bbox", str(tmp_path / "r.pdf"), "-"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = re.findall(r'xMin="([\d.]+)" .*>(30,234.57|133,212.11)<', done.stdout)
+    lows, highs = (
+        [x for x, number in found if number == end] for end in ("30,234.57", "133,212.11")
+    )
+    assert len(lows) == 8
+    assert lows == highs
 
 
 @pytest.mark.slow
