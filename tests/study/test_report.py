@@ -150,7 +150,7 @@ def test_figures_stand_alone_as_files_with_real_colours(compare_folder):
 def test_the_study_report_shows_numbers_and_the_failed_trial(study_folder):
     text = page_of(study_folder).text
     assert "At 96 rows a step is 0.67 times as fast with QLoRA as with LoRA" in text
-    assert "33 paired steps, 3 runs each" in text
+    assert "33 paired steps, all alike, 3 runs each" in text
     assert "QLoRA peaks at 23 % less memory than LoRA (the same in every run, 3 runs" in text
     assert "Held-out loss: no difference found between LoRA on 96 rows and QLoRA on 96 rows" in text
     assert "Held-out loss: lower with LoRA on 192 rows than with LoRA on 96 rows" in text

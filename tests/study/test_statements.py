@@ -64,7 +64,7 @@ def test_one_row_gives_no_interval_and_no_claim_with_any_number_of_seeds():
         said = difference(LOSS, "adapter", "base", found)
         assert said.text == "Response loss: 1 row is too few to tell adapter from base."
         assert not said.is_claim
-    assert "One held-out row gives no interval" in threats({}, 1, {}, seeds=1)[0]
+    assert "a mean of one row has no interval" in threats({}, 1, {}, seeds=1)[0]
 
 
 def test_rows_that_are_all_alike_are_told_as_such_and_without_an_interval():
@@ -138,6 +138,12 @@ def test_a_speed_up_of_a_thousandth_is_no_claim_however_sure_it_looks():
     assert compared(1.045, 1.055)[0].is_claim
 
 
+def test_steps_that_are_all_alike_show_no_interval():
+    said = compared(1.2, 1.2)[0]
+    assert said.is_claim
+    assert said.text.endswith("with QLoRA as with LoRA (90 paired steps, all alike, 3 runs each).")
+
+
 def test_memory_is_claimed_where_every_run_says_so():
     claim, vague, single = (
         compared(1.1, 1.3)[1],
@@ -150,6 +156,8 @@ def test_memory_is_claimed_where_every_run_says_so():
     )
     assert (claim.is_claim, vague.is_claim, single.is_claim) == (True, False, False)
     assert "as far as can be told (saved: 10 %, 95 % interval −10 to 30 %" in vague.text
+    equal = compared(1.1, 1.3, memory=(0.0, 0.0), seeds=(0,))[1]
+    assert equal.text == "At 64 rows QLoRA peaks at as much memory as LoRA (one run each)."
     alike = compared(1.1, 1.3, memory=(0.2, 0.2))[1]
     assert alike.text.endswith("20 % less memory than LoRA (the same in every run, 3 runs each).")
     more = compared(1.1, 1.3, memory=(-0.3, 0.1))[1]

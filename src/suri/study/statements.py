@@ -190,6 +190,8 @@ def _speed_up(found: Interval, what: str, pairs: str, names: Mapping[str, str]) 
     count = found.rows * found.seeds
     if count == 1:
         text = "speed_up_of_one_pair"
+    elif found.is_point:
+        text = "speed_up_alike"
     elif is_claim or found.seeds < FEWEST_RUNS:
         text = "speed_up"
     else:
@@ -203,8 +205,11 @@ def _speed_up(found: Interval, what: str, pairs: str, names: Mapping[str, str]) 
 def _memory(saved: Interval, names: Mapping[str, str]) -> Statement:
     is_enough = saved.seeds >= FEWEST_RUNS
     is_claim = is_enough and saved.is_difference
+    is_equal = saved.is_point and not saved.value
     shown = abs(saved.value)
-    if is_enough and not is_claim:
+    if is_equal:
+        text = "memory_equal"
+    elif is_enough and not is_claim:
         text, shown = "memory_undecided", saved.value
     else:
         text = "memory_less" if saved.value > 0 else "memory_more"
