@@ -211,7 +211,7 @@ def test_a_file_is_dropped_a_mistake_told_and_whether_it_fits(page, tmp_path):
     find(page, "#file input[type=file]").send_keys(str(file))
     until(lambda: "2 can be used; 1 problems" in find(page, "#seen").text)
     assert "the same as an earlier row" in find(page, "#seen").text
-    assert find(page, "#rows input").get_attribute("value") == "data/mine.json"
+    assert find(page, "#data_path input").get_attribute("value") == "data/mine.json"
     assert "learned" in find(page, "#seen .tokens").get_attribute("innerHTML")
     assert not page.find_elements("css selector", "#seen b")
 
@@ -225,10 +225,10 @@ def test_a_file_is_dropped_a_mistake_told_and_whether_it_fits(page, tmp_path):
     toasts = ".toast-body"
     until(lambda: any("no response" in t.text for t in page.find_elements("css selector", toasts)))
     assert "2 can be used" in find(page, "#seen").text  # what stood there still stands
-    choose(page, "bundled:32", "#rows")
+    choose(page, "bundled:32", "#data_path")
     click(page, "#fit")
     until(lambda: "Memory by parts" in find(page, "#seen").text)
-    assert "of training for" in find(page, "#seen pre").text
+    assert "of training for" in find(page, "#seen").text
 
 
 def test_the_page_asks_no_other_server(page, address):
@@ -544,7 +544,7 @@ def test_a_file_that_is_dropped_is_kept_checked_and_shown(tiny, tmp_path):
     trainer.keep(str(file))  # the same again is the same
     assert trainer.rows()[0] == "data/rows.json"
     base = trainer.choices()[0]["value"]
-    shown = trainer.look(base, "data/rows.json", "LoRA", 0, 1, 3e-4, 512, 8)
+    shown = trainer.look(base, "data/rows.json", "none", 0, 1, 3e-4, 512, 8)
     assert "4 rows, 3 can be used; 1 problems" in shown
     assert "<b>" not in shown
     assert 'class="learned">a</span>' in shown
@@ -552,9 +552,9 @@ def test_a_file_that_is_dropped_is_kept_checked_and_shown(tiny, tmp_path):
     with pytest.raises(UsageError, match="there already"):
         trainer.keep(str(file))
     with pytest.raises(UsageError, match="not in the folder"):
-        trainer.look(base, str(file), "LoRA", 0, 1, 3e-4, 512, 8)
+        trainer.look(base, str(file), "none", 0, 1, 3e-4, 512, 8)
     with pytest.raises(UsageError, match="lora_r"):
-        trainer.look(base, "data/rows.json", "LoRA", 0, 1, 3e-4, 512, 0)
+        trainer.look(base, "data/rows.json", "none", 0, 1, 3e-4, 512, 0)
 
 
 @pytest.mark.slow
@@ -736,7 +736,7 @@ def points(page):
 def test_a_run_is_started_watched_stopped_resumed_merged_and_asked(lab):
     page, address, runs, folder = lab
     open_tab(page, address, "Train")
-    for box in ("#base", "#rows"):  # what there is to choose from arrives after the page
+    for box in ("#base_model", "#data_path"):  # what there is to choose from arrives after the page
         until(lambda box=box: find(page, f"{box} input").get_attribute("value"))
     click(page, "#more button")
     put(page, "#num_epochs", "12")
@@ -781,6 +781,35 @@ def test_a_run_is_started_watched_stopped_resumed_merged_and_asked(lab):
         texts = [find(page, f"#output{n} textarea").get_attribute("value") for n in ("-2", "-3")]
         assert "tokens/s" in find(page, "#facts-3").text
         assert texts[0] == texts[1]  # the merge answers as the adapter
+
+
+@pytest.mark.slow
+def test_a_narrow_screen_shows_all_without_scrolling_sideways(lab):
+    page, address, runs, _ = lab
+    (runs / "one").mkdir()
+    for name in ("recipe.toml", "metrics.jsonl"):
+        (runs / "one" / name).touch()
+    for name in ("environment.json", "result.json"):
+        (runs / "one" / name).write_text("{}")
+    screen = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    try:
+        open_tab(page, address, "Train")
+        buttons = [f"#{name}" for name in ("look", "fit", "start", "stop_run", "resume")]
+        until(lambda: all(find(page, button).is_displayed() for button in buttons))
+        assert max(find(page, button).size["height"] for button in buttons) < 50  # one line each
+        open_tab(page, address, "Results")
+        until(lambda: find(page, "#runs td").is_displayed())
+        wide = "return [...document.querySelectorAll('html, .wide')]"
+        sideways = f"{wide}.filter(each => each.scrollWidth > each.clientWidth).length"
+        assert page.execute_script(sideways) == 0
+        assert find(page, "#refresh").size["width"] < 195
+        choose(page, "study", "#report")
+        until(lambda: find(page, "#files a").is_displayed())
+        removing = page.find_elements("css selector", "#files button[aria-label^=Remove]")
+        assert not any(button.is_displayed() for button in removing)
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def facts(page, number):

@@ -6,10 +6,12 @@ import re
 import shutil
 import tempfile
 import weakref
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import gradio as gr
 
@@ -20,7 +22,9 @@ from suri.train.runs import RunEntry, differing, read_run, readable_figure
 from suri.web.page_train import EVERY_SECONDS, METHODS, losses
 from suri.web.page_words import AT_ONCE, QUIET, TEXTS, Words, block, curves, line, table, told
 
-REPORTS = ("report.html", "report-zh.html", "compare.json", "summary.json")
+FORMS = ("hf", "meta", "gguf")
+SUMMARIES = ("compare.json", "summary.json")
+REPORTS = ("report.html", "report-zh.html", *SUMMARIES)
 
 
 def results_tab(page: gr.Blocks, results: "Results", say: Words) -> None:
@@ -28,11 +32,11 @@ def results_tab(page: gr.Blocks, results: "Results", say: Words) -> None:
     listed = gr.HTML("", elem_id="runs")
     refresh = say.button("refresh", size="sm")
     with gr.Row():
-        one, other = say.box("one", gr.Dropdown, []), say.box("other", gr.Dropdown, [])
+        one, other = (say.box(name, gr.Dropdown, [], min_width=260) for name in ("one", "other"))
     beside = gr.HTML("", elem_id="beside")
     with gr.Row():
         with gr.Column():
-            form = say.box("form", gr.Radio, ["hf", "meta", "gguf"], value="hf")
+            form = say.box("form", gr.Radio, say.choices("form", FORMS), value="hf")
             merge = say.button("merge", variant="primary")
             merged = gr.HTML("", elem_id="merged")
         with gr.Column():
@@ -43,7 +47,10 @@ def results_tab(page: gr.Blocks, results: "Results", say: Words) -> None:
         [page.load, refresh.click], results.choices, one, [listed, one, other, report], **AT_ONCE
     ).then(told(results.beside), [one, other], beside, **QUIET)
     gr.on([one.input, other.input], told(results.beside), [one, other], beside, **QUIET)
-    report.change(told(results.report), report, [files, figures], **QUIET)
+    chosen = report.change(told(results.report), report, [files, figures], **QUIET)
+    if say.language:
+        # One that is chosen while another is drawn has its turn after it.
+        chosen.then(told(results.in_chinese), report, figures, trigger_mode="multiple", **QUIET)
     merge.click(told(results.merge), [one, form], merged, **QUIET)
     gr.Timer(EVERY_SECONDS).tick(told(results.merged), [one, form], merged, **AT_ONCE)
 
@@ -75,7 +82,7 @@ class Results:
 
     def _row(self, name: str, run: RunEntry) -> list[str]:
         stored = str(run.settings["quantize"])
-        method = {value: key for key, value in METHODS.items()}.get(stored, stored)
+        method = METHODS.get(stored, stored)
         state = self.say("done" if run.result else "unfinished")
         figures = ("base_loss", "held_out_loss", "train_seconds", "peak_memory_bytes")
         base = Path(str(run.settings["base_model"])).name
@@ -91,19 +98,38 @@ class Results:
         if len(runs) < 2:
             return drawn
         first, second = runs.values()
-        rows = [(n, str(a), str(b)) for n, a, b in differing(first, second)]
+        rows = [(n, self.say.value(n, a), self.say.value(n, b))
+                for n, a, b in differing(first, second)]  # fmt: skip
         both = first.figures | second.figures
         rows += [(n, self._figure(first, n), self._figure(second, n)) for n in both]
         return drawn + table(["", *runs], [(self.say.again(n), *values) for n, *values in rows])
 
     def report(self, name: str) -> tuple[list[str], str]:
         """Copies of a folder's reports to download, and its figures."""
-        reports = self.runs.files(name, "report*.*", "compare.json", "summary.json")
-        own = self.say.language and self.runs.files(name, "figures-zh/*.svg")
-        pictures = own or self.runs.files(name, "figures/*.svg")
+        reports = self.runs.files(name, "report*.*", *SUMMARIES)
         into = Path(tempfile.mkdtemp(dir=self.copies))
         copies = [str(shutil.copyfile(file, into / file.name)) for file in reports]
-        return copies, "".join(self._drawn(picture) for picture in pictures[:20])
+        return copies, self._figures(self._own(name) or self.runs.files(name, "figures/*.svg"))
+
+    def in_chinese(self, name: str) -> Any:
+        """The figures with Chinese in them, which `suri report` draws where the folder has none."""
+        own, data = self._own(name), self.runs.files(name, *SUMMARIES)
+        if data and not own:
+            into = Path(self.copies, f"{quote(name, safe='')}-{data[0].stat().st_mtime_ns}")
+            words = ["report", str(self.runs.place(name)), "--language", "zh"]
+            if not into.exists():
+                with suppress(UsageError):  # then the English ones stay
+                    self.runs.ask([*words, "--formats", "html", "--output_dir", str(into)])
+            own = [*into.glob("figures-zh/*.svg")]
+        return self._figures(own or self.runs.files(name, "figures/*.svg"))
+
+    def _own(self, name: str) -> list[Path]:
+        """The folder's figures in the page's language, where that is not English."""
+        return self.runs.files(name, "figures-zh/*.svg") if self.say.language else []
+
+    def _figures(self, pictures: Sequence[Path]) -> str:
+        """Figures by their names, those of 64 rows before those of 256."""
+        return "".join(self._drawn(picture) for picture in sorted(pictures, key=_pieces)[:20])
 
     def _drawn(self, picture: Path) -> str:
         """A figure and below it what it shows; one that has no text here is called by its name."""
@@ -139,3 +165,8 @@ class Results:
                  f"{c['figure']:.3g}", c["limit"]) for c in checks]  # fmt: skip
         proved = self.say("certified", folder=place.relative_to(self.runs.root).as_posix())
         return line(proved) + self.say.table("check_heads", rows)
+
+
+def _pieces(picture: Path) -> list[str | int]:
+    """A file's name with its numbers as such."""
+    return [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", picture.stem)]

@@ -1,6 +1,7 @@
 """The Train tab: rows looked at, a run started as a process of its own and watched by its files."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from suri.data.preview import marked, pieces_of
 from suri.data.prompt import find_prompt
 from suri.data.records import Record, stream_records
 from suri.data.split import load_rows
+from suri.errors import UsageError
 from suri.files import readable_bytes, readable_seconds
 from suri.infer.served import Served
 from suri.infer.shelf import MODEL_FILES
@@ -22,10 +24,11 @@ from suri.model.weights import find_base
 from suri.recipe import EMBEDDED, Recipe, with_settings
 from suri.train.jobs import Runs
 from suri.train.runs import RunEntry, steps_planned
-from suri.web.page_words import AT_ONCE, QUIET, Points, Words, block, curves, line, told
+from suri.web.page_words import AT_ONCE, QUIET, Points, Words, block, curves, line, table, told
 
 BUNDLED_ROWS = ("bundled:32", "bundled:300", "bundled:2000", "bundled:300:zh")
-METHODS = {"LoRA": "none", "int8": "int8", "QLoRA": "nf4"}
+METHODS = {"none": "LoRA", "int8": "int8", "nf4": "QLoRA"}
+"""What people call a run, by how it stores the base."""
 NUMBERS = ("max_steps", "num_epochs", "learning_rate", "cutoff_len", "lora_r")
 DATA = "data"
 SHOWN_ROWS = 3
@@ -36,11 +39,11 @@ def train_tab(page: gr.Blocks, trainer: "Trainer", say: Words) -> None:
     """The tab's elements and what they do."""
     with gr.Row():
         with gr.Column():
-            base = say.box("base", gr.Dropdown, [])
-            rows = say.box("rows", gr.Dropdown, [])
+            base = say.box("base_model", gr.Dropdown, [])
+            rows = say.box("data_path", gr.Dropdown, [])
             file = say.box("file", gr.File, height=150,
                            file_types=[".json", ".jsonl", ".csv", ".parquet"])  # fmt: skip
-            method = say.box("method", gr.Radio, list(METHODS), value="LoRA")
+            method = say.box("method", gr.Radio, say.choices("quantize", METHODS), value="none")
             name = say.box("name", gr.Textbox, "my-lora", max_lines=1)
             with gr.Accordion(say("more_settings"), open=False, elem_id="more"), gr.Row():
                 numbers = [say.box(n, gr.Number, getattr(Recipe(), n)) for n in NUMBERS]
@@ -92,7 +95,7 @@ class Trainer:
         found: dict[str, Any] = {
             "base_model": EMBEDDED if base == EMBEDDED else str(folder),
             "data_path": rows if rows in BUNDLED_ROWS else str(self.runs.place(rows)),
-            "quantize": METHODS[method],
+            "quantize": method,
         }
         for name, number in zip(NUMBERS, numbers, strict=True):
             found[name] = type(getattr(Recipe(), name))(number or 0)
@@ -134,7 +137,19 @@ class Trainer:
     def fit(self, *given: Any) -> str:
         """What `suri fit` says, which opens the base in a process of its own."""
         words = ["fit", *_flags(self.settings(*given))]
-        return line(self.say("fits")) + block(self.runs.ask(words))
+        try:
+            said = self.runs.ask(words).splitlines()
+        except UsageError as problem:
+            lines = problem.what.splitlines()
+            raise UsageError("\n".join(self.say.again(each.strip()) for each in lines)) from None
+        return line(self.say("fits")) + self._parts(said)
+
+    def _parts(self, said: Sequence[str]) -> str:
+        """A printed table of three columns, two blanks apart at least, and the sentences below."""
+        cells = [[self.say.again(cell) for cell in re.split(" {2,}", row.rstrip())] for row in said]
+        head, *rows = [row for row in cells if len(row) == 3] or [[]]
+        rest = [line(" ".join(row)) for row in cells if len(row) != 3]
+        return table(head, rows) + "".join(rest)
 
     def start(self, name: str, *given: Any) -> Any:
         """Start a run; it is watched from then on."""

@@ -3,7 +3,7 @@
 import html
 import re
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,15 @@ class Words:
         tried = ((each.fullmatch(text), said) for each, said in CHINESE.items() if self.language)
         return next((match.expand(said) for match, said in tried if match), text)
 
+    def value(self, name: str, value: object) -> str:
+        """A setting's value as people read it, where there is more to say than the value."""
+        text = f"{name}_{value}"
+        return self(text) if text in TEXTS else str(value)
+
+    def choices(self, name: str, values: Iterable[str]) -> list[tuple[str, str]]:
+        """Values to choose from, each after what people read."""
+        return [(self.value(name, value), value) for value in values]
+
     def box(self, name: str, kind: Callable[..., Any], *given: Any, **more: Any) -> Any:
         """A control called `name`, with its texts: `name`, and `name_info` where there is one."""
         if f"{name}_info" in TEXTS:
@@ -49,7 +58,7 @@ class Words:
 
     def button(self, name: str, **more: Any) -> gr.Button:
         """A button called `name`."""
-        return gr.Button(self(name), elem_id=name, min_width=90, **more)
+        return gr.Button(self(name), elem_id=name, min_width=130, **more)
 
 
 def line(text: str) -> str:
@@ -63,13 +72,16 @@ def block(text: str) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Rows of text under their heads; "" where there are none."""
-    shown = [
-        "".join(f"<{kind}>{html.escape(str(cell))}</{kind}>" for cell in row)
-        for kind, row in [("th", head), *(("td", row) for row in rows)]
-    ]
-    inside = "</tr><tr>".join(shown)
-    return f'<div class="wide"><table><tr>{inside}</tr></table></div>' if rows else ""
+    """Rows of text under their heads; "" where there are none.
+
+    Each cell knows its head, which narrow screens show beside it.
+    """
+    heads = [html.escape(name) for name in head]
+    shown = "".join(f"<th>{name}</th>" for name in heads)
+    for row in rows:
+        cells = zip(heads, (html.escape(str(cell)) for cell in row), strict=True)
+        shown += "</tr><tr>" + "".join(f'<td data-head="{n}">{cell}</td>' for n, cell in cells)
+    return f'<div class="wide"><table><tr>{shown}</tr></table></div>' if rows else ""
 
 
 def told(work: Callable[..., Any]) -> Callable[..., Any]:
