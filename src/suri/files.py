@@ -158,6 +158,12 @@ def size_bytes(path: Path) -> int:
     return sum(part.stat().st_size for part in path.rglob("*") if part.is_file())
 
 
+def counted(count: int | str, noun: str) -> str:
+    """A count and the one of `row|rows` that it asks for."""
+    one, many = noun.split("|")
+    return f"{count} {one if str(count) == '1' else many}"
+
+
 def readable_bytes(count: float) -> str:
     """A number of bytes in the unit a person would choose (1 GB = 10^9 bytes)."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

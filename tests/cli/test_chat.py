@@ -126,7 +126,7 @@ def test_a_file_of_instructions_goes_on_where_it_was_killed(tmp_path, tiny, caps
     capsys.readouterr()
     run_generate(mine)
     before = int(place[1:]) // 16 * 16
-    assert (f"{before} answers are there already" in capsys.readouterr().out) == (before > 0)
+    assert (f"there already: {before} answer" in capsys.readouterr().out) == (before > 0)
     assert (tmp_path / "mine.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
     assert not (tmp_path / "mine.jsonl.partial").exists()
 

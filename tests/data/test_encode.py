@@ -235,7 +235,7 @@ def test_other_ways_with_rows_that_are_too_long(tokenizer: Tokenizer) -> None:
     dropped = encode(records, tokenizer, cutoff_len=whole - 3, overlong="drop")
     assert [example.row for example in dropped.examples] == [1]
     assert (dropped.left_out, dropped.counts["dropped"]) == ([0], 1)
-    with pytest.raises(DataError, match=r"1 rows have more than \d+ tokens") as caught:
+    with pytest.raises(DataError, match=r"rows of more than \d+ tokens: 1") as caught:
         encode(records, tokenizer, cutoff_len=whole - 3, overlong="error")
     assert "rows 1\n" in str(caught.value)
     kept = encode(records, tokenizer, cutoff_len=whole, overlong="error")

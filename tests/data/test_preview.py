@@ -76,7 +76,7 @@ def test_the_commands_show_rows_by_number(
     assert re.search(r"row 2: \d+ of \d+ tokens are learned", printed)
     assert "row 1:" not in printed
     assert "row 3 is left out" in printed
-    assert "2 of these rows lose part of their end of the response" in printed
+    assert "rows here that lose part of their end of the response to cutoff_len: 2" in printed
     main(["data", "preview", str(rows), "--html", str(tmp_path / "page.html")])
     assert "3 rows" in capsys.readouterr().out
     assert "<h2>Row 3</h2>" in (tmp_path / "page.html").read_text(encoding="utf-8")

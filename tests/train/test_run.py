@@ -100,7 +100,7 @@ def test_what_is_odd_in_the_rows_is_said_and_recorded(tiny: Path, tmp_path: Path
     assert (counts["rows"], counts["trimmed_input"], counts["without_learned_tokens"]) == (11, 1, 1)
     notes = "\n".join(said)
     assert "in the rows: 1 x the same as an earlier row" in notes
-    assert "1 rows are longer than cutoff_len 90 and lose part of their input" in notes
+    assert "rows longer than cutoff_len 90: 1; they lose part of their input" in notes
     assert "left out: rows 10" in notes
     card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
     assert "CC BY-NC 4.0" in card

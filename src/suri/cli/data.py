@@ -18,6 +18,7 @@ from suri.cli.flags import parse
 from suri.data.findings import KINDS, Findings
 from suri.data.records import stream_records, write_records
 from suri.errors import DataError, UsageError
+from suri.files import counted
 from suri.recipe import Overlong, Recipe
 
 VERBS = {
@@ -145,7 +146,8 @@ def _print_report(report: Any, settings: Check) -> None:
     console = _console()
     findings: Findings = report.findings
     source, fix = escape(settings.file), escape(settings.fix)
-    console.print(f"[bold]{source}[/]: {findings.rows:,} rows, {report.usable:,} can be used")
+    rows = counted(f"{findings.rows:,}", "row|rows")
+    console.print(f"[bold]{source}[/]: {rows}, {report.usable:,} can be used")
     for fatal, count, one, more, style in (
         (True, findings.fatal, "problem", "problems", "red"),
         (False, findings.warned, "oddity", "oddities", "yellow"),
@@ -165,8 +167,8 @@ def _print_report(report: Any, settings: Check) -> None:
         _print_lengths(console, report.lengths.as_json())
     if report.fixed is not None:
         console.print(
-            f"[bold]{fix}[/]: {report.fixed:,} rows; {report.changes:,} changes "
-            f"listed in {fix}.changes.txt"
+            f"[bold]{fix}[/]: {counted(f'{report.fixed:,}', 'row|rows')}; "
+            f"{counted(f'{report.changes:,}', 'change|changes')} listed in {fix}.changes.txt"
         )
     elif report.usable and (findings.warned or findings.fatal):
         console.print(f"mend what can be mended: suri data check {source} --fix OUT.json")
@@ -230,12 +232,12 @@ def preview(settings: Preview) -> None:
     rows = [(each.row + 1 + first, pieces_of(each, tokenizer)) for each in encoded.examples]
     if settings.html:
         write_page(Path(settings.html), f"What is learned of {Path(settings.file).name}", rows)
-        print(f"{settings.html}: {len(rows)} rows")
+        print(f"{settings.html}: {counted(len(rows), 'row|rows')}")
     else:
         _print_pieces(rows)
     for name, what in (("trimmed_input", "input"), ("trimmed_response", "end of the response")):
         if encoded.counts[name]:
-            print(f"{encoded.counts[name]} of these rows lose part of their {what} to cutoff_len")
+            print(f"rows here that lose part of their {what} to cutoff_len: {encoded.counts[name]}")
     for row in encoded.left_out:
         print(f"row {row + 1 + first} is left out: no token of its response is within cutoff_len")
 
@@ -284,4 +286,5 @@ def make(settings: Make) -> None:
             yield record
 
     write_records(settings.out, seen())
-    print(f"{settings.out}: {settings.rows} rows of {len(skills)} skills, licence {LICENCE}")
+    rows = counted(settings.rows, "row|rows")
+    print(f"{settings.out}: {rows} of {counted(len(skills), 'skill|skills')}, licence {LICENCE}")

@@ -13,7 +13,7 @@ import tyro
 from suri.cli.flags import parse
 from suri.data.records import Record, read_records
 from suri.errors import Corrupt, UsageError
-from suri.files import append_json_line, make_folder, write_text
+from suri.files import append_json_line, counted, make_folder, write_text
 from suri.manifest import sha256
 from suri.reading import read_json_lines
 from suri.recipe import EMBEDDED, Decoding
@@ -61,7 +61,7 @@ def run_generate(argv: list[str]) -> None:
     partial, key = out.with_name(out.name + ".partial"), _key(asked)
     kept = _kept(partial, key)
     if kept:
-        print(f"{len(kept)} answers are there already")
+        print(f"there already: {counted(len(kept), 'answer|answers')}")
     write_text(partial, _lines([{"of": key}, *kept]))
     model = _opened(asked)
     for row in _answers(model, records[len(kept) :], asked.decoding, len(kept)):
@@ -69,7 +69,7 @@ def run_generate(argv: list[str]) -> None:
         kept.append(row)
     write_text(out, _lines(kept))
     partial.unlink()
-    print(f"{len(kept)} answers: {out}")
+    print(f"{counted(len(kept), 'answer|answers')}: {out}")
 
 
 def _opened(asked: File) -> "Model":

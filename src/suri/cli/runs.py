@@ -16,7 +16,7 @@ from rich.table import Table
 from suri.cli.curve import room_of, two_curves
 from suri.cli.flags import parse
 from suri.errors import UsageError
-from suri.files import readable_bytes
+from suri.files import counted, readable_bytes
 from suri.study.sections import plain
 from suri.train.runs import RunEntry, differing, find_runs, read_run, readable_figure
 
@@ -64,9 +64,7 @@ def show_list(console: Console, runs: list[RunEntry], place: Path) -> None:
         if Measurement.get(console, unbounded, table).maximum <= console.width:
             break
     console.print(table)
-    console.print(
-        f"{len(runs)} run{'s' * (len(runs) > 1)}; `suri runs ONE OTHER` sets two side by side"
-    )
+    console.print(f"{counted(len(runs), 'run|runs')}; `suri runs ONE OTHER` sets two side by side")
     if left_out:
         console.print(f"[dim]a wider terminal also shows: {', '.join(left_out)}[/]")
 

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from suri.cli.flags import parse
 from suri.errors import UsageError
+from suri.files import counted
 from suri.reading import read_object, well_formed
 from suri.study.compare import Comparison, compare
 from suri.study.measures import MEASURES, SPEEDS, method_label, number, way_label
@@ -24,6 +25,8 @@ from suri.study.report import COMPARE, STUDY, write_report
 from suri.study.task import compare_plan
 from suri.study.trials import HERE, Executor, run_plan
 from suri.study.watch import Row
+
+HELD_OUT = "held-out row|held-out rows"
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ def _finish(*reports: Path, folder: Path | None = None) -> None:
 
 
 def _ways_table(summary: dict[str, Any]) -> Table:
-    table = Table(title=f"{summary['rows']} held-out rows", title_justify="left", box=None)
+    table = Table(title=counted(summary["rows"], HELD_OUT), title_justify="left", box=None)
     table.add_column("", no_wrap=True)
     for column in ("Exact, %", "Loss", "Tokens/s", "MB", "= adapter"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -166,7 +169,7 @@ def _ways_table(summary: dict[str, Any]) -> Table:
 
 
 def _groups_table(summary: dict[str, Any]) -> Table:
-    table = Table(title=f"{summary['held_out_rows']} held-out rows", title_justify="left", box=None)
+    table = Table(title=counted(summary["held_out_rows"], HELD_OUT), title_justify="left", box=None)
     columns = ("Rows", "Method", "Step, s", "Faster", "Peak, MB", "Base loss", "Loss", "Exact, %")
     for column in columns:
         table.add_column(column, justify="left" if column == "Method" else "right")
@@ -188,5 +191,6 @@ def _groups_table(summary: dict[str, Any]) -> Table:
             MEASURES["exact_match"].text(exact["value"]) if exact else "–",
         )
     failed = sum(trial["status"] == "failed" for trial in summary["trials"])
-    table.caption = f"{failed} trials failed; the report says why" if failed else None
+    failures = f"{counted(failed, 'trial|trials')} failed; the report says why"
+    table.caption = failures if failed else None
     return table

@@ -21,7 +21,7 @@ from rich.prompt import Confirm
 from suri.cli.curve import loss_curve, room_of
 from suri.cli.flags import parse_recipe
 from suri.data.findings import shortened
-from suri.files import readable_bytes
+from suri.files import counted, readable_bytes
 from suri.recipe import ALPACA_LORA, GREEDY, Recipe, with_settings
 
 NOT_USED = ("--wandb_watch", "--wandb_log_model")
@@ -157,7 +157,8 @@ class Screen:
         if result["held_out_loss"] is not None:
             loss = f"  held-out loss {result['base_loss']:.4f} -> {result['held_out_loss']:.4f}"
         self.console.print(
-            f"[bold green]done[/] in {result['total_seconds']:.0f} s: {result['steps']} steps, "
+            f"[bold green]done[/] in {result['total_seconds']:.0f} s: "
+            f"{counted(result['steps'], 'step|steps')}, "
             f"{result['tokens_per_second']:.0f} tok/s, "
             f"peak memory {readable_bytes(result['peak_memory_bytes'])}\n{loss}\n"
             f"  adapter: {name}  ({result['weights']})"

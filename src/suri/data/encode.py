@@ -69,7 +69,7 @@ class Encoder:
         if self.too_long:
             shown = ", ".join(str(row + 1) for row in self.too_long[:SHOWN])
             raise DataError(
-                f"{len(self.too_long)} rows have more than {self.rules.cutoff_len} tokens",
+                f"rows of more than {self.rules.cutoff_len} tokens: {len(self.too_long)}",
                 found=f"rows {shown}" + ", ..." * (len(self.too_long) > SHOWN),
                 do="raise --cutoff_len, shorten them, or choose another --overlong",
             )

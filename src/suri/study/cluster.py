@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from suri.errors import Preempted, SuriError, UsageError
-from suri.files import write_text
+from suri.files import counted, write_text
 from suri.study import node
 from suri.study.claims import holder
-from suri.study.language import counted
 from suri.study.plan import Trial
 from suri.study.process import Say, note_process
 from suri.study.trials import (

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from suri.errors import UsageError
+from suri.files import counted
 
 LANGUAGES = ("en", "zh")
 ELSEWHERE = "elsewhere"
@@ -37,12 +38,6 @@ class _Filled(string.Formatter):
 
     def format_field(self, value: Any, spec: str) -> Any:
         return counted(value, spec) if "|" in spec else super().format_field(value, spec)
-
-
-def counted(count: int | str, noun: str) -> str:
-    """A count and the one of `row|rows` that it asks for."""
-    one, many = noun.split("|")
-    return f"{count} {one if str(count) == '1' else many}"
 
 
 def tr(name: str, /, **values: Any) -> str:

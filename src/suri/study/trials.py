@@ -11,12 +11,11 @@ from typing import Any
 from suri.data.records import read_records
 from suri.data.skills import is_correct
 from suri.errors import Preempted, SuriError
-from suri.files import append_json_line, readable_bytes, write_json
+from suri.files import append_json_line, counted, readable_bytes, write_json
 from suri.locks import holding
 from suri.manifest import MANIFEST, check_manifest
 from suri.reading import read_json_lines, read_object, well_formed
 from suri.recipe import settings_of
-from suri.study.language import counted
 from suri.study.plan import DATA, Plan, Trial, trials_of, what_it_is, write_rows
 from suri.study.preflight import common_budget, held_equal, with_budget
 from suri.study.process import Say, Spec, attempts_of, busiest, measure, open_results, train

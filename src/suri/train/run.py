@@ -14,7 +14,7 @@ import numpy as np
 from suri.data.encode import encode_prompt
 from suri.data.findings import KINDS, SHOWN
 from suri.data.records import write_records
-from suri.files import disk_errors_explained, write_json
+from suri.files import counted, disk_errors_explained, write_json
 from suri.locks import claiming
 from suri.model.adapter import Adapter
 from suri.model.adapter_file import CONFIG_FILE, WEIGHTS_FILE, write_adapter
@@ -196,7 +196,7 @@ def _notes(made: Prepared) -> list[str]:
     }
     for name, what in done.items():
         if count := encoded.counts[name]:
-            notes.append(f"{count} rows are longer than cutoff_len {recipe.cutoff_len} and {what}")
+            notes.append(f"rows longer than cutoff_len {recipe.cutoff_len}: {count}; they {what}")
     if encoded.left_out:
         numbers = ", ".join(str(row + 1) for row in encoded.left_out)
         notes.append(f"left out: rows {numbers}" + ", ..." * (len(encoded.left_out) == SHOWN))
@@ -207,9 +207,11 @@ def _notes(made: Prepared) -> list[str]:
 
 def _summary(made: Prepared, adapter: Adapter) -> str:
     train, held_out = made.encoded.examples, made.held_out.examples
+    rows = "row|rows"
     return (
-        f"{len(train)} rows to train, {len(held_out)} held out; {made.plan.steps} steps of "
-        f"{made.recipe.batch_size} rows; adapter of {_numbers(adapter):,} numbers on {made.device}"
+        f"{counted(len(train), rows)} to train, {len(held_out)} held out; "
+        f"{counted(made.plan.steps, 'step|steps')} of {counted(made.recipe.batch_size, rows)}; "
+        f"adapter of {_numbers(adapter):,} numbers on {made.device}"
     )
 
 

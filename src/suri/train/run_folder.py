@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from suri.errors import UsageError
-from suri.files import LOCK, make_folder, need_space, sweep, write_json, write_text
+from suri.files import LOCK, counted, make_folder, need_space, sweep, write_json, write_text
 from suri.manifest import MANIFEST, write_manifest
 from suri.model.adapter_file import is_adapter
 from suri.reading import read_json_lines, read_object, well_formed
@@ -192,6 +192,7 @@ def model_card(recipe: Recipe, result: dict[str, Any], data: dict[str, Any]) -> 
         if loss is not None
         else "No rows were held out, so its quality was not measured."
     )
+    rows, steps = counted(result["rows"], "row|rows"), counted(result["steps"], "step|steps")
     licence = data.get("licence") or "not recorded; see the source of the data"
     return f"""---
 library_name: peft
@@ -201,8 +202,8 @@ tags: [lora, alpaca, suri]
 ---
 # LoRA adapter
 
-Trained by Suri from `{recipe.base_model}` on {result["rows"]} rows of `{recipe.data_path}`
-({result["steps"]} steps of {recipe.batch_size} rows, rank {recipe.lora_r}, alpha
+Trained by Suri from `{recipe.base_model}` on {rows} of `{recipe.data_path}`
+({steps} of {counted(recipe.batch_size, "row|rows")}, rank {recipe.lora_r}, alpha
 {recipe.lora_alpha:g}, base stored as {"given" if recipe.quantize == "none" else recipe.quantize}).
 {losses} The files here are the {result["weights"]}.
 
