@@ -162,6 +162,18 @@ def test_two_runs_are_set_beside_each_other_in_chinese(tmp_path):
     }
 
 
+@pytest.mark.parametrize("language, between", [(0, ". Step"), (1, "。第")])
+def test_how_far_a_run_is_follows_its_state_as_the_language_writes_it(tmp_path, language, between):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "recipe.toml").write_text("max_steps = 4")
+    line = {"step": 1, "train/loss": 2.0, "seconds": 1.0, "train/tokens_per_second": 9.0,
+            "memory/peak_bytes": 1e9}  # fmt: skip
+    files = {"environment.json": {}, "metrics.jsonl": line, "data.json": {"train_rows": 8}}
+    for name, held in files.items():
+        (tmp_path / "one" / name).write_text(json.dumps(held) + "\n")
+    assert between in Trainer(None, Runs(tmp_path), Words(language)).view("one")
+
+
 def test_each_cell_knows_its_head():
     shown = table(["a", "<b>"], [[1, 2], [3, 4]])
     heads = re.findall(r'<td data-head="([^"]+)">(\d)</td>', shown)

@@ -171,7 +171,7 @@ class Trainer:
         said = block(self.runs.said(name))
         if not run:
             return line(self.say(state)) + said
-        shown = line(f"{self.say(state)} {self._progress(run, state)}")
+        shown = line(self.say(state) + self._progress(run, state))
         shown += curves(losses(run, "", self.say))
         names = ("instruction", "input", "answer", "expected")
         shown += self.say.table("sample_heads", [[s[n] for n in names] for s in run.samples])
