@@ -14,6 +14,7 @@ from suri.errors import SuriError, UsageError
 from suri.infer.served import open_served
 from suri.recipe import Quantize
 from suri.train.jobs import Runs
+from suri.train.runs import read_run
 from suri.web.page_results import FORMS, Results
 from suri.web.page_train import METHODS, Trainer
 from suri.web.page_words import TEXTS, Words, table
@@ -178,3 +179,19 @@ def test_each_cell_knows_its_head():
     shown = table(["a", "<b>"], [[1, 2], [3, 4]])
     heads = re.findall(r'<td data-head="([^"]+)">(\d)</td>', shown)
     assert heads == [("a", "1"), ("&lt;b&gt;", "2"), ("a", "3"), ("&lt;b&gt;", "4")]
+
+
+@pytest.mark.parametrize(("state", "left"), [("running", True), ("stopped", False)])
+def test_only_of_a_run_under_way_time_is_left(trainer_of, tmp_path, state, left):
+    trainer, _ = trainer_of(0)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.toml").write_text("batch_size = 8\nnum_epochs = 1.0")
+    (run / "environment.json").write_text("{}")
+    (run / "data.json").write_text('{"train_rows": 32}')
+    step = {"step": 1, "train/loss": 1.5, "seconds": 40.0, "train/tokens_per_second": 9.0}
+    (run / "metrics.jsonl").write_text(json.dumps(step | {"memory/peak_bytes": 10**9}) + "\n")
+    trainer.runs.state = lambda name: (state, read_run(tmp_path / name))
+    shown = trainer.view("run")
+    assert "Step 1 of 4, loss 1.500, 9 tokens/s, at most 1.0 GB of memory" in shown
+    assert (", 2 minutes left." in shown) == left
