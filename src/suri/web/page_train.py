@@ -15,7 +15,6 @@ from suri.data.preview import marked, pieces_of
 from suri.data.prompt import find_prompt
 from suri.data.records import Record, stream_records
 from suri.data.split import load_rows
-from suri.errors import UsageError
 from suri.files import readable_bytes, readable_seconds
 from suri.infer.served import Served
 from suri.infer.shelf import MODEL_FILES
@@ -24,7 +23,7 @@ from suri.model.weights import find_base
 from suri.recipe import EMBEDDED, Recipe, with_settings
 from suri.train.jobs import Runs
 from suri.train.runs import RunEntry, steps_planned
-from suri.web.page_words import AT_ONCE, QUIET, Points, Words, block, curves, line, table, told
+from suri.web.page_words import AT_ONCE, QUIET, Points, Words, block, curves, line, table
 
 BUNDLED_ROWS = ("bundled:32", "bundled:300", "bundled:2000", "bundled:300:zh")
 METHODS = {"none": "LoRA", "int8": "int8", "nf4": "QLoRA"}
@@ -58,15 +57,20 @@ def train_tab(page: gr.Blocks, trainer: "Trainer", say: Words) -> None:
             seen = gr.HTML(line(say("seen")), elem_id="seen")
     given = [base, rows, method, *numbers]
     slow = {"api_visibility": "private", "concurrency_limit": 1}
-    look_at: dict[str, Any] = {"fn": told(trainer.look), "inputs": given, "outputs": seen, **slow}
-    file.upload(told(trainer.keep), file, rows, **slow).success(**look_at)
+    look_at: dict[str, Any] = {
+        "fn": say.told(trainer.look),
+        "inputs": given,
+        "outputs": seen,
+        **slow,
+    }
+    file.upload(say.told(trainer.keep), file, rows, **slow).success(**look_at)
     look.click(**look_at)
-    fit.click(told(trainer.fit), given, seen, **slow)
-    start.click(told(trainer.start), [name, *given], watched, **QUIET)
-    stop.click(told(trainer.runs.stop), watched, None, **QUIET)
-    resume.click(told(trainer.resume), watched, None, **QUIET)
-    watched.change(told(trainer.view), watched, view, **QUIET)
-    gr.Timer(EVERY_SECONDS).tick(told(trainer.view), watched, view, **AT_ONCE)
+    fit.click(say.told(trainer.fit), given, seen, **slow)
+    start.click(say.told(trainer.start), [name, *given], watched, **QUIET)
+    stop.click(say.told(trainer.runs.stop), watched, None, **QUIET)
+    resume.click(say.told(trainer.resume), watched, None, **QUIET)
+    watched.change(say.told(trainer.view), watched, view, **QUIET)
+    gr.Timer(EVERY_SECONDS).tick(say.told(trainer.view), watched, view, **AT_ONCE)
     page.load(trainer.choices, None, [base, rows, watched], **AT_ONCE)
 
 
@@ -137,12 +141,7 @@ class Trainer:
     def fit(self, *given: Any) -> str:
         """What `suri fit` says, which opens the base in a process of its own."""
         words = ["fit", *_flags(self.settings(*given))]
-        try:
-            said = self.runs.ask(words).splitlines()
-        except UsageError as problem:
-            lines = problem.what.splitlines()
-            raise UsageError("\n".join(self.say.again(each.strip()) for each in lines)) from None
-        return line(self.say("fits")) + self._parts(said)
+        return line(self.say("fits")) + self._parts(self.runs.ask(words).splitlines())
 
     def _parts(self, said: Sequence[str]) -> str:
         """A printed table of three columns, two blanks apart at least, and the sentences below."""

@@ -37,6 +37,22 @@ class Words:
         tried = ((each.fullmatch(text), said) for each, said in CHINESE.items() if self.language)
         return next((match.expand(said) for match, said in tried if match), text)
 
+    def mistake(self, problem: SuriError) -> str:
+        """What a user got wrong, in one line."""
+        return " ".join(self.again(each.strip()) for each in str(problem).splitlines())
+
+    def told(self, work: Callable[..., Any]) -> Callable[..., Any]:
+        """The same work, whose SuriErrors are shown as a message and change nothing on the page."""
+
+        def tell(*given: Any) -> Any:
+            try:
+                return work(*given)
+            except SuriError as problem:
+                gr.Warning(html.escape(self.mistake(problem)), title="Suri")
+                return gr.skip()
+
+        return tell
+
     def value(self, name: str, value: object) -> str:
         """A setting's value as people read it, where there is more to say than the value."""
         text = f"{name}_{value}"
@@ -82,19 +98,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         cells = zip(heads, (html.escape(str(cell)) for cell in row), strict=True)
         shown += "</tr><tr>" + "".join(f'<td data-head="{n}">{cell}</td>' for n, cell in cells)
     return f'<div class="wide"><table><tr>{shown}</tr></table></div>' if rows else ""
-
-
-def told(work: Callable[..., Any]) -> Callable[..., Any]:
-    """The same work, whose SuriErrors are shown as a message and change nothing on the page."""
-
-    def tell(*given: Any) -> Any:
-        try:
-            return work(*given)
-        except SuriError as problem:
-            gr.Warning(html.escape(problem.in_one_line), title="Suri")
-            return gr.skip()
-
-    return tell
 
 
 def curves(lines: Sequence[tuple[str, Points]]) -> str:
