@@ -134,7 +134,8 @@ def prompt_of(folder: Path) -> object:
 def run_of(folder: Path) -> object:
     entry = read_run(folder)
     lines = two_curves(entry.metrics, entry.metrics, width=30, ascii_only=True)
-    return _row(entry, folder)[2:], entry.figures, list(lines), differing(entry, entry)
+    row = [*_row(entry, folder).values()][2:]  # without its place and its time
+    return row, entry.figures, list(lines), differing(entry, entry)
 
 
 def trial_of(folder: Path) -> object:
