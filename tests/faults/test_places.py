@@ -147,45 +147,6 @@ def test_a_folder_that_is_gone_ends_the_run_and_is_not_made_again(
     assert list(disk.iterdir()) == [], "nothing is written where the disk was"
 
 
-def everything_under(folder: Path) -> Iterator[tuple[Path, bytes]]:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            yield path, path.read_bytes()
-
-
-def suri(words: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "suri", *words]
-    return subprocess.run(command, env=env, capture_output=True, check=False)
-
-
-@pytest.mark.slow
-def test_no_secret_of_the_environment_is_in_a_file_or_on_the_screen(
-    tiny: Path, rows: Path, tmp_path: Path
-) -> None:
-    """A training with a dashboard, a failure, a merge and a comparison; every byte is looked at."""
-    home = tmp_path / "home"
-    env = os.environ | dict.fromkeys(SECRETS, SECRET) | {"HOME": str(home), "XDG_CACHE_HOME": ""}
-    env |= {"SURI_CACHE": str(home / "cache"), "HF_HUB_OFFLINE": "1", "PATH": ""}  # no browser
-    at, out = str(tmp_path / "run"), str(tmp_path / "merged")
-    train_words = ["train", "--base_model", str(tiny), "--data_path", str(rows), "--max_steps", "2",
-                   "--val_set_size", "2", "--output_dir", at, "--device", "cpu"]  # fmt: skip
-    done = [
-        suri([*train_words, "--report_to", "tensorboard"], env),
-        suri([*train_words, "--data_path", str(tmp_path / "nowhere.json"), "--overwrite"], env),
-        suri(["merge", at, "--to", "hf", "--output_dir", out], env),
-        suri(["verify", out], env),
-        suri(["compare", at, "--ways", "base,adapter", "--output_dir", str(tmp_path / "c")], env),
-        suri(["runs", str(tmp_path)], env),
-    ]
-    codes = [process.returncode for process in done]
-    assert codes == [0, 2, 0, 0, 0, 0], [p.stderr.decode()[-500:] for p in done]
-    for process in done:
-        assert SECRET.encode() not in process.stdout + process.stderr
-    seen = dict(everything_under(tmp_path))
-    assert len(seen) > 30
-    assert [path for path, content in seen.items() if SECRET.encode() in content] == []
-
-
 GUARD = """
 import socket, sys
 
@@ -204,33 +165,69 @@ def resolve(host, *rest, _resolve=socket.getaddrinfo, **more):
 socket.socket.connect = guarded(socket.socket.connect)
 socket.socket.connect_ex = guarded(socket.socket.connect_ex)
 socket.getaddrinfo = resolve
-from suri.cli.main import main
-main(sys.argv[1:])
 """
+"""Python reads it at its start as sitecustomize, in the processes of a comparison too."""
 
 
-def guarded(words: list[str]) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def suri(home: Path, tmp_path_factory: pytest.TempPathFactory):
+    """`suri` with secrets in its environment and the hub allowed, telling what it connects to."""
+    guard = tmp_path_factory.mktemp("guard")
+    (guard / "sitecustomize.py").write_text(GUARD)
     env = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    env |= dict.fromkeys(SECRETS, SECRET) | {"HOME": str(home), "XDG_CACHE_HOME": ""}
+    env |= {"SURI_CACHE": str(home / "cache"), "PYTHONPATH": str(guard)}
     env["PATH"] = ""  # no browser, which would draw the page with its own connections
-    command = [sys.executable, "-c", GUARD, *words]
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+    def run(words: list[str]) -> subprocess.CompletedProcess[bytes]:
+        command = [sys.executable, "-m", "suri", *words]
+        return subprocess.run(command, env=env, capture_output=True, check=False)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def traces(
+    suri, home: Path, tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[bytes]:
+    """What a training with a dashboard, a failure, a merge and a comparison print and write."""
+    place = tmp_path_factory.mktemp("traces")
+    at, out = str(place / "run"), str(place / "merged")
+    train_words = ["train", "--base_model", str(tiny), "--data_path", str(rows), "--max_steps", "2",
+                   "--val_set_size", "2", "--output_dir", at, "--device", "cpu"]  # fmt: skip
+    done = [
+        suri([*train_words, "--report_to", "tensorboard"]),
+        suri([*train_words, "--data_path", str(place / "nowhere.json"), "--overwrite"]),
+        suri(["merge", at, "--to", "hf", "--output_dir", out]),
+        suri(["verify", out]),
+        suri(["compare", at, "--ways", "base,adapter", "--output_dir", str(place / "compared")]),
+        suri(["runs", str(place)]),
+    ]
+    codes = [process.returncode for process in done]
+    assert codes == [0, 2, 0, 0, 0, 0], [p.stderr.decode()[-500:] for p in done]
+    written = [content for folder in (place, home) for content in everything_under(folder)]
+    assert len(written) > 30
+    return [process.stdout + process.stderr for process in done] + written
+
+
+def everything_under(folder: Path) -> Iterator[bytes]:
+    return (path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.mark.slow
-def test_nothing_is_connected_to(tiny: Path, rows: Path, tmp_path: Path) -> None:
+def test_no_secret_of_the_environment_is_in_a_file_or_on_the_screen(traces: list[bytes]) -> None:
+    assert [each for each in traces if SECRET.encode() in each] == []
+
+
+@pytest.mark.slow
+def test_nothing_is_connected_to(suri, traces: list[bytes], tmp_path: Path) -> None:
     """Even where the hub may be asked: a local model needs no network, and nothing reports home."""
-    commands = [
-        ["train", "--base_model", str(tiny), "--data_path", str(rows), "--max_steps", "2",
-         "--val_set_size", "2", "--output_dir", str(tmp_path / "run"), "--device", "cpu"],
-        ["merge", str(tmp_path / "run"), "--to", "hf", "--output_dir", str(tmp_path / "merged")],
-        ["compare", str(tmp_path / "run"), "--ways", "base,adapter,hf",
-         "--output_dir", str(tmp_path / "compared")],
-    ]  # fmt: skip
-    for words in commands:
-        done = guarded(words)
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-        assert "CONNECTED TO" not in done.stderr
-    assert json.loads((tmp_path / "merged" / "certificate.json").read_text())["passed"]
-    asked = guarded(["train", "--base_model", "nobody/nothing", "--max_steps", "1",
-                     "--output_dir", str(tmp_path / "other")])  # fmt: skip
-    assert "CONNECTED TO huggingface.co" in asked.stderr, "the guard sees what is connected to"
+    assert [each for each in traces if b"CONNECTED TO" in each] == []
+    asked = suri(["train", "--base_model", "nobody/nothing", "--max_steps", "1",
+                  "--output_dir", str(tmp_path / "other")])  # fmt: skip
+    assert b"CONNECTED TO huggingface.co" in asked.stderr, "the guard sees what is connected to"
