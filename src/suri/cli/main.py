@@ -44,21 +44,13 @@ WITHOUT_TRUE = ("--help", "--recipe")
 def main(argv: list[str] | None = None) -> None:
     """Run `suri VERB ...`; exits with the codes that `suri.errors` gives."""
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(overview())
-        return
-    if argv[0] == "--version":
-        from importlib.metadata import version
-
-        print(f"suri {version('suri')}")
-        return
     os.environ.update({name: os.environ.get(name, value) for name, value in THREADS.items()})
     logging.basicConfig(format="note: %(message)s", level=logging.WARNING)
     # The one warns of an optional kernel collection that is not used here, the other prints itself.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     logging.getLogger("huggingface_hub").propagate = False
     try:
-        find_verb(argv[0])(tidy(argv[1:]))
+        _answer(argv)
     except SuriError as problem:
         complain("" if problem.told else "\n".join(problem.lines()))
         sys.exit(problem.exit_code)
@@ -73,6 +65,21 @@ def main(argv: list[str] | None = None) -> None:
             raise
         complain(f"{problem.filename}: {problem.strerror}")
         sys.exit(2)
+
+
+def _answer(argv: list[str]) -> None:
+    """Do what was asked; all that was printed goes out while a closed pipe is still caught."""
+    try:
+        if not argv or argv[0] in ("-h", "--help", "help"):
+            print(overview())
+        elif argv[0] == "--version":
+            from importlib.metadata import version
+
+            print(f"suri {version('suri')}")
+        else:
+            find_verb(argv[0])(tidy(argv[1:]))
+    finally:
+        print(end="", flush=True)
 
 
 def overview() -> str:
