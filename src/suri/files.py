@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from suri.errors import DoesNotFit, SuriError, UsageError
+from suri.wording import readable_bytes
 
 LOCK = ".lock"
 
@@ -156,27 +157,6 @@ def size_bytes(path: Path) -> int:
     if path.is_file():
         return path.stat().st_size
     return sum(part.stat().st_size for part in path.rglob("*") if part.is_file())
-
-
-def counted(count: int | str, noun: str) -> str:
-    """A count and the one of `row|rows` that it asks for."""
-    one, many = noun.split("|")
-    return f"{count} {one if str(count) == '1' else many}"
-
-
-def readable_bytes(count: float) -> str:
-    """A number of bytes in the unit a person would choose (1 GB = 10^9 bytes)."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count:.0f} bytes"
-
-
-def readable_seconds(seconds: float) -> str:
-    """A duration in the units a person would choose."""
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 @contextmanager

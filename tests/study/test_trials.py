@@ -12,12 +12,12 @@ import tomli_w
 from suri.data.records import Record, write_records
 from suri.data.skills import SKILLS
 from suri.errors import DoesNotFit, SuriError, UsageError
-from suri.files import readable_bytes
 from suri.recipe import Recipe, settings_of
 from suri.study.plan import Plan, trials_of, write_rows
 from suri.study.preflight import common_budget, with_budget
 from suri.study.study_summary import EQUAL
 from suri.study.trials import collect, run_plan
+from suri.wording import readable_bytes
 
 LONG = "Say this long word many times over and over again please: "
 

@@ -28,7 +28,6 @@ from suri.data.findings import KINDS
 from suri.data.records import Record
 from suri.errors import UsageError
 from suri.export.checks import compare_logits
-from suri.files import readable_seconds
 from suri.infer.engines import open_model
 from suri.infer.pieces import Pieces
 from suri.infer.served import open_served
@@ -45,6 +44,7 @@ from suri.web.page_chat import Desk
 from suri.web.page_results import Results
 from suri.web.page_train import Trainer
 from suri.web.page_words import TEXTS, Words, curves, line, table
+from suri.wording import readable_seconds
 
 PATIENCE_SECONDS = 120
 CHROMIUM_FLAGS = (
@@ -209,7 +209,7 @@ def test_a_file_is_dropped_a_mistake_told_and_whether_it_fits(page, tmp_path):
     row = {"instruction": "Say <b>a</b>.", "output": "a"}
     file.write_text(json.dumps([row, row, {"instruction": "no answer"}]))
     find(page, "#file input[type=file]").send_keys(str(file))
-    until(lambda: "2 can be used; 1 problems" in find(page, "#seen").text)
+    until(lambda: "2 can be used; 1 problem" in find(page, "#seen").text)
     assert "the same as an earlier row" in find(page, "#seen").text
     assert find(page, "#data_path input").get_attribute("value") == "data/mine.json"
     assert "learned" in find(page, "#seen .tokens").get_attribute("innerHTML")
@@ -412,7 +412,7 @@ def test_what_other_parts_say_is_said_in_chinese_too(said):
 def test_every_text_is_there_in_both_languages():
     assert all(len(both) == 2 and all(text.strip() for text in both) for both in TEXTS.values())
     for english, chinese in TEXTS.values():
-        fields = [set(re.findall(r"{(\w+)}", text)) for text in (english, chinese)]
+        fields = [set(re.findall(r"{(\w+)", text)) for text in (english, chinese)]
         assert fields[0] == fields[1], english
 
 
@@ -545,7 +545,7 @@ def test_a_file_that_is_dropped_is_kept_checked_and_shown(tiny, tmp_path):
     assert trainer.rows()[0] == "data/rows.json"
     base = trainer.choices()[0]["value"]
     shown = trainer.look(base, "data/rows.json", "none", 0, 1, 3e-4, 512, 8)
-    assert "4 rows, 3 can be used; 1 problems" in shown
+    assert "4 rows, 3 can be used; 1 problem" in shown
     assert "<b>" not in shown
     assert 'class="learned">a</span>' in shown
     file.write_text("[]")

@@ -20,6 +20,8 @@ from suri.web.page_train import METHODS, Trainer
 from suri.web.page_words import TEXTS, Words, table
 
 CHINESE = re.compile("[一-鿿]")
+STEP = {"step": 1, "train/loss": 1.5, "seconds": 40.0, "train/tokens_per_second": 9.0,
+        "memory/peak_bytes": 10**9}  # fmt: skip
 STUDY = Path(__file__).parents[2] / "docs/results/task2/summary.json"
 
 
@@ -165,14 +167,19 @@ def test_choices_are_readable_and_stand_for_the_settings_values(language):
     assert say.value("lora_r", 8) == "8"
 
 
+def write_run(folder, recipe, **held):
+    """A run folder: its recipe, and of its JSON files what is given."""
+    folder.mkdir()
+    (folder / "recipe.toml").write_text(recipe)
+    for name, content in ({"environment": {}} | held).items():
+        suffix = "jsonl" if name == "metrics" else "json"
+        (folder / f"{name}.{suffix}").write_text(json.dumps(content) + "\n")
+
+
 def test_two_runs_are_set_beside_each_other_in_chinese(tmp_path):
     for name, stored, rows in (("one", "none", 64), ("two", "nf4", 256)):
-        (tmp_path / name).mkdir()
         settings = f'quantize = "{stored}"\ndata_path = "bundled:{rows}"\n'
-        (tmp_path / name / "recipe.toml").write_text(settings)
-        (tmp_path / name / "environment.json").write_text("{}")
-        (tmp_path / name / "metrics.jsonl").write_text("")
-        (tmp_path / name / "result.json").write_text(json.dumps({"rows": rows}))
+        write_run(tmp_path / name, settings, result={"rows": rows})
     shown = Results(Runs(tmp_path), Words(1)).beside("one", "two")
     rows = re.findall(r"<tr>(<td.*?)</tr>", shown)
     cells = {row[0]: row[1:] for each in rows if (row := re.findall(r">([^<]*)</td>", each))}
@@ -185,13 +192,7 @@ def test_two_runs_are_set_beside_each_other_in_chinese(tmp_path):
 
 @pytest.mark.parametrize("language, between", [(0, ". Step"), (1, "。第")])
 def test_how_far_a_run_is_follows_its_state_as_the_language_writes_it(tmp_path, language, between):
-    (tmp_path / "one").mkdir()
-    (tmp_path / "one" / "recipe.toml").write_text("max_steps = 4")
-    line = {"step": 1, "train/loss": 2.0, "seconds": 1.0, "train/tokens_per_second": 9.0,
-            "memory/peak_bytes": 1e9}  # fmt: skip
-    files = {"environment.json": {}, "metrics.jsonl": line, "data.json": {"train_rows": 8}}
-    for name, held in files.items():
-        (tmp_path / "one" / name).write_text(json.dumps(held) + "\n")
+    write_run(tmp_path / "one", "max_steps = 4", metrics=STEP, data={"train_rows": 8})
     assert between in Trainer(None, Runs(tmp_path), Words(language)).view("one")
 
 
@@ -204,13 +205,8 @@ def test_each_cell_knows_its_head():
 @pytest.mark.parametrize(("state", "left"), [("running", True), ("stopped", False)])
 def test_only_of_a_run_under_way_time_is_left(trainer_of, tmp_path, state, left):
     trainer, _ = trainer_of(0)
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "recipe.toml").write_text("batch_size = 8\nnum_epochs = 1.0")
-    (run / "environment.json").write_text("{}")
-    (run / "data.json").write_text('{"train_rows": 32}')
-    step = {"step": 1, "train/loss": 1.5, "seconds": 40.0, "train/tokens_per_second": 9.0}
-    (run / "metrics.jsonl").write_text(json.dumps(step | {"memory/peak_bytes": 10**9}) + "\n")
+    recipe = "batch_size = 8\nnum_epochs = 1.0"
+    write_run(tmp_path / "run", recipe, metrics=STEP, data={"train_rows": 32})
     trainer.runs.state = lambda name: (state, read_run(tmp_path / name))
     shown = trainer.view("run")
     assert "Step 1 of 4, loss 1.500, 9 tokens/s, at most 1.0 GB of memory" in shown

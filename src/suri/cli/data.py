@@ -18,8 +18,8 @@ from suri.cli.flags import parse
 from suri.data.findings import KINDS, Findings
 from suri.data.records import stream_records, write_records
 from suri.errors import DataError, UsageError
-from suri.files import counted
 from suri.recipe import Overlong, Recipe
+from suri.wording import counted
 
 VERBS = {
     "check": "problems, oddities and lengths of a file of rows",
@@ -155,7 +155,7 @@ def _print_report(report: Any, settings: Check) -> None:
         if not count:
             console.print(f"[green]no {more}[/]")
             continue
-        said = f"[{style}]{count:,} {one if count == 1 else more}[/]"
+        said = f"[{style}]{counted(f'{count:,}', f'{one}|{more}')}[/]"
         console.print(said + ", which training refuses" * fatal)
         shown = findings.first(fatal=fatal)
         for finding in shown:

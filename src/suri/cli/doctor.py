@@ -14,8 +14,9 @@ from rich.table import Table
 
 from suri.cli.flags import parse
 from suri.errors import UsageError
-from suri.files import cache_folder, free_space, readable_bytes
+from suri.files import cache_folder, free_space
 from suri.recipe import Quantize, Recipe
+from suri.wording import readable_bytes
 
 EXTRAS = {
     "chat": "the page in the browser",

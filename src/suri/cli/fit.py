@@ -7,7 +7,6 @@ from rich.console import Console
 from rich.table import Table
 
 from suri.cli.flags import parse_recipe
-from suri.files import readable_bytes
 from suri.recipe import Recipe
 from suri.train.budget import (
     BUDGETS,
@@ -19,6 +18,7 @@ from suri.train.budget import (
     parse_memory,
     refuse_what_does_not_fit,
 )
+from suri.wording import readable_bytes
 
 MEANING = {
     "process": "interpreter, libraries and rows",

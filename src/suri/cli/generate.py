@@ -13,10 +13,11 @@ import tyro
 from suri.cli.flags import parse
 from suri.data.records import Record, read_records
 from suri.errors import Corrupt, UsageError
-from suri.files import append_json_line, counted, make_folder, write_text
+from suri.files import append_json_line, make_folder, write_text
 from suri.manifest import sha256
 from suri.reading import read_json_lines
 from suri.recipe import EMBEDDED, Decoding
+from suri.wording import counted
 
 if TYPE_CHECKING:
     from suri.infer.engines import Model

@@ -16,9 +16,9 @@ from rich.table import Table
 from suri.cli.curve import room_of, two_curves
 from suri.cli.flags import parse
 from suri.errors import UsageError
-from suri.files import counted, readable_bytes
 from suri.study.sections import plain
 from suri.train.runs import RunEntry, differing, find_runs, read_run, readable_figure
+from suri.wording import counted, readable_bytes
 
 PIPED = 500
 """Columns where the output is no terminal: a line is a run then, for `grep` and `sort`."""

@@ -15,7 +15,6 @@ from rich.table import Table
 
 from suri.cli.flags import parse
 from suri.errors import UsageError
-from suri.files import counted
 from suri.reading import read_object, well_formed
 from suri.study.compare import Comparison, compare
 from suri.study.measures import MEASURES, SPEEDS, method_label, number, way_label
@@ -25,6 +24,7 @@ from suri.study.report import COMPARE, STUDY, write_report
 from suri.study.task import compare_plan
 from suri.study.trials import HERE, Executor, run_plan
 from suri.study.watch import Row
+from suri.wording import counted
 
 HELD_OUT = "held-out row|held-out rows"
 

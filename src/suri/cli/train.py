@@ -21,8 +21,8 @@ from rich.prompt import Confirm
 from suri.cli.curve import loss_curve, room_of
 from suri.cli.flags import parse_recipe
 from suri.data.findings import shortened
-from suri.files import counted, readable_bytes
 from suri.recipe import ALPACA_LORA, GREEDY, Recipe, with_settings
+from suri.wording import counted, readable_bytes
 
 NOT_USED = ("--wandb_watch", "--wandb_log_model")
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from suri.errors import DataError
+from suri.wording import counted
 
 SHOWN = 20
 """Problems of one file that are named; all are counted."""
@@ -116,8 +117,9 @@ class Findings:
         if self.fatal > len(shown):
             shown.append(f"and {self.fatal - len(shown)} more")
         kinds = [kind for kind in KINDS if self.counts[kind] and KINDS[kind].fatal]
+        problems = counted(self.fatal, "problem|problems")
         raise DataError(
-            f"{source}: {self.fatal} problem{'s' * (self.fatal > 1)} in {self.rows} rows",
+            f"{source}: {problems} in {counted(self.rows, 'row|rows')}",
             found="\n         ".join(shown),
             do="; ".join(dict.fromkeys(KINDS[kind].do for kind in kinds)),
         )

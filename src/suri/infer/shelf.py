@@ -5,13 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from suri.errors import DoesNotFit
-from suri.files import readable_bytes, size_bytes
+from suri.files import size_bytes
 from suri.infer.engines import Model, open_model
 from suri.infer.served import Served, Turns
 from suri.model.adapter_file import is_adapter
 from suri.model.weights import recorded_base
 from suri.train.jobs import Runs
 from suri.train.machine import free_memory_bytes
+from suri.wording import readable_bytes
 
 EIGHT_BIT = "8-bit"
 MODEL_FILES = ("config.json", "params.json", "model.gguf")

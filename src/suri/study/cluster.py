@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from suri.errors import Preempted, SuriError, UsageError
-from suri.files import counted, write_text
+from suri.files import write_text
 from suri.study import node
 from suri.study.claims import holder
 from suri.study.plan import Trial
@@ -27,6 +27,7 @@ from suri.study.trials import (
 )
 from suri.study.watch import Row, row_of
 from suri.train.interrupts import stop_requests
+from suri.wording import counted
 
 OTHER_NODES = 3
 """How many times a trial is begun again because its node was lost; then it counts as failed."""

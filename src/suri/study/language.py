@@ -1,7 +1,6 @@
 """The language of a report: every text by its name, in English and Chinese, from one file."""
 
 import re
-import string
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from suri.errors import UsageError
-from suri.files import counted
+from suri.wording import filled
 
 LANGUAGES = ("en", "zh")
 ELSEWHERE = "elsewhere"
@@ -33,13 +32,6 @@ def speaking(language: str) -> Iterator[None]:
         _language.reset(token)
 
 
-class _Filled(string.Formatter):
-    """Fills in a text; {rows:row|rows} is a count with its noun."""
-
-    def format_field(self, value: Any, spec: str) -> Any:
-        return counted(value, spec) if "|" in spec else super().format_field(value, spec)
-
-
 def tr(name: str, /, **values: Any) -> str:
     """The text in the language spoken, its {names} filled in; values are put in as they are.
 
@@ -47,7 +39,7 @@ def tr(name: str, /, **values: Any) -> str:
     """
     known = texts().get(name)
     text = known[LANGUAGES.index(_language.get())] if known else _from_elsewhere(name)
-    return _Filled().vformat(text, (), values) if values else text
+    return filled(text, values) if values else text
 
 
 def listed(parts: Iterable[str]) -> str:

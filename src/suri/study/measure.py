@@ -16,7 +16,7 @@ from suri.data.encode import Rules, encode_prompt, encode_records
 from suri.data.examples import NOT_LEARNED, Example
 from suri.data.prompt import read_prompt
 from suri.data.records import read_records
-from suri.files import counted, size_bytes, write_json
+from suri.files import size_bytes, write_json
 from suri.infer.engine import Engine
 from suri.infer.engines import Model, open_model
 from suri.model.weights import recorded_base
@@ -24,6 +24,7 @@ from suri.reading import read_json
 from suri.recipe import GREEDY
 from suri.study.process import Spec, as_program
 from suri.train.machine import environment, peak_memory_bytes
+from suri.wording import counted
 
 BATCH = 8
 TIMED_PROMPTS = 8

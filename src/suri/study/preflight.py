@@ -8,11 +8,12 @@ from typing import Any
 
 import tomli_w
 
-from suri.files import counted, write_json, write_text
+from suri.files import write_json, write_text
 from suri.reading import read_object
 from suri.recipe import recipe_from_toml, settings_of
 from suri.study.plan import DATA, Plan, Trial
 from suri.study.process import as_program, run_module
+from suri.wording import counted
 
 BUDGET = "budget.json"
 

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from suri.files import readable_bytes
 from suri.recipe import Recipe, settings_of
 from suri.study.blocks import Block, Field, Points, Section, Statements, Table, Text
 from suri.study.captures import MOST_LINES, captures
@@ -13,6 +12,7 @@ from suri.study.language import listed, names_in, tr
 from suri.study.listing import listing
 from suri.study.measures import Measure
 from suri.study.statements import Statement
+from suri.wording import readable_bytes
 
 SETTLED = ("token_budget", "shard_base")
 """Settings that a run reckons by itself from the free memory; none changes its result."""

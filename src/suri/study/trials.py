@@ -11,7 +11,7 @@ from typing import Any
 from suri.data.records import read_records
 from suri.data.skills import is_correct
 from suri.errors import Preempted, SuriError
-from suri.files import append_json_line, counted, readable_bytes, write_json
+from suri.files import append_json_line, write_json
 from suri.locks import holding
 from suri.manifest import MANIFEST, check_manifest
 from suri.reading import read_json_lines, read_object, well_formed
@@ -22,6 +22,7 @@ from suri.study.process import Say, Spec, attempts_of, busiest, measure, open_re
 from suri.study.report import STUDY, write_report
 from suri.study.statements import threats
 from suri.study.study_summary import summarise_trials
+from suri.wording import counted, readable_bytes
 
 Note = Callable[[dict[str, Any]], None]
 """Takes one line of what was started."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from suri.errors import DoesNotFit, UsageError
-from suri.files import readable_bytes
 from suri.model.config import ModelConfig
 from suri.recipe import Recipe
+from suri.wording import readable_bytes
 
 CHUNK_BYTES = 32_000_000
 """Most memory that the scores of one chunk of learned tokens may take."""

@@ -10,7 +10,6 @@ from torch import nn
 
 from suri.data.batch import Batch
 from suri.errors import DoesNotFit
-from suri.files import readable_bytes, readable_seconds
 from suri.model.decoder import Decoder
 from suri.model.load import load_decoder
 from suri.train.budget import (
@@ -26,6 +25,7 @@ from suri.train.loss import head_loss, hidden_states, learned_rows
 from suri.train.machine import dtype_on, free_memory_bytes, held_memory_bytes
 from suri.train.plan import batches_of
 from suri.train.prepare import Prepared, start_adapter
+from suri.wording import readable_bytes, readable_seconds
 
 LOOKED_AT = 64
 """Steps whose micro-batches are laid out to find the largest one."""

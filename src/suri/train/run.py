@@ -14,7 +14,7 @@ import numpy as np
 from suri.data.encode import encode_prompt
 from suri.data.findings import KINDS, SHOWN
 from suri.data.records import write_records
-from suri.files import counted, disk_errors_explained, write_json
+from suri.files import disk_errors_explained, write_json
 from suri.locks import claiming
 from suri.model.adapter import Adapter
 from suri.model.adapter_file import CONFIG_FILE, WEIGHTS_FILE, write_adapter
@@ -41,6 +41,7 @@ from suri.train.run_folder import (
     run_folder_of,
 )
 from suri.train.trackers import reporting
+from suri.wording import counted
 
 PROBE = 512
 """Tokens of the first rows that an int8 base is calibrated on."""

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from suri.errors import UsageError
-from suri.files import LOCK, counted, make_folder, need_space, sweep, write_json, write_text
+from suri.files import LOCK, make_folder, need_space, sweep, write_json, write_text
 from suri.manifest import MANIFEST, write_manifest
 from suri.model.adapter_file import is_adapter
 from suri.reading import read_json_lines, read_object, well_formed
 from suri.recipe import Recipe, recipe_from_toml, settings_of
 from suri.train.machine import environment
+from suri.wording import counted
 
 RECIPE, RESULT, METRICS, BASE = "recipe.toml", "result.json", "metrics.jsonl", "base.json"
 START = "start"

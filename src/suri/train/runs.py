@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from suri.errors import SuriError, UsageError
-from suri.files import readable_bytes, readable_seconds
 from suri.reading import no_such, read_json_lines, read_object, read_toml, well_formed
 from suri.recipe import Recipe, settings_of, with_settings
 from suri.train.plan import Plan
+from suri.wording import readable_bytes, readable_seconds
 
 WHERE = ("output_dir", "overwrite", "resume", "resume_from_checkpoint", "wandb_run_name")
 """Settings that say where a run lies and not what it is."""

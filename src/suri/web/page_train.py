@@ -15,7 +15,6 @@ from suri.data.preview import marked, pieces_of
 from suri.data.prompt import find_prompt
 from suri.data.records import Record, stream_records
 from suri.data.split import load_rows
-from suri.files import readable_bytes, readable_seconds
 from suri.infer.served import Served
 from suri.infer.shelf import MODEL_FILES
 from suri.model.tokenizer import read_tokenizer
@@ -24,6 +23,7 @@ from suri.recipe import EMBEDDED, Recipe, with_settings
 from suri.train.jobs import Runs
 from suri.train.runs import RunEntry, steps_planned
 from suri.web.page_words import AT_ONCE, QUIET, Points, Words, block, curves, line, table
+from suri.wording import readable_bytes, readable_seconds
 
 BUNDLED_ROWS = ("bundled:32", "bundled:300", "bundled:2000", "bundled:300:zh")
 METHODS = {"none": "LoRA", "int8": "int8", "nf4": "QLoRA"}

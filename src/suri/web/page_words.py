@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from suri.errors import SuriError
+from suri.wording import filled
 
 TEXTS = tomllib.loads(Path(__file__).with_name("page_texts.toml").read_text(encoding="utf-8"))
 CHINESE = {re.compile(english): chinese for english, chinese in TEXTS.pop("chinese").items()}
@@ -28,7 +29,7 @@ class Words:
 
     def __call__(self, name: str, /, **values: object) -> str:
         """Raises KeyError for a name that page_texts.toml does not have."""
-        return str(TEXTS[name][self.language]).format(**values)
+        return filled(TEXTS[name][self.language], values)
 
     def again(self, text: str) -> str:
         """A name or text from another part of Suri, in this language where it is known."""
